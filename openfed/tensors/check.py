@@ -1,0 +1,80 @@
+"""Whether a reply is what the plan allows; both ends ask this of every reply."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from openfed.errors import TaskError
+from openfed.tensors.record import FLOATING, Signature
+from openfed.typing import Numbers
+
+BLOCK = 1 << 18
+"""Elements that are checked at a time."""
+
+MAX_SAMPLES = 2.0**53
+"""Above this a float64 no longer counts one by one."""
+
+
+def check_entries(got: Signature, expected: Signature) -> None:
+    """Names, dtypes and shapes; kinds are not compared.
+
+    Raises: TaskError: K21 an entry is missing or unknown, K22 another dtype or shape.
+    """
+    wanted = {spec.name: spec for spec in expected}
+    given = {spec.name for spec in got}
+    for what, names in (("lacks", wanted.keys() - given), ("has unknown", given - wanted.keys())):
+        if names:
+            raise TaskError("K21", f"the reply {what} {_list(names)}; expected the model's entries")
+    for spec in got:
+        want = wanted[spec.name]
+        if (spec.dtype, spec.shape) != (want.dtype, want.shape):
+            found = f"{spec.dtype}{list(spec.shape)}"
+            message = f"{spec.name}: expected {want.dtype}{list(want.shape)}, got {found}"
+            raise TaskError("K22", message)
+
+
+def check_finite(name: str, values: np.ndarray[Any, Any]) -> None:
+    """Raises: TaskError K23: a floating entry holds NaN or an infinity."""
+    if values.dtype.name not in FLOATING:
+        return
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        finite = np.isfinite(flat[start : start + BLOCK])
+        if not finite.all():
+            at = start + int(np.argmin(finite))
+            raise TaskError("K23", f"{name}: expected finite numbers, got {flat[at]} at {at}")
+
+
+def check_numbers(numbers: Numbers, allowed: Collection[str], *, trained: bool) -> None:
+    """Names, finiteness, and the sample count of a reply.
+
+    Raises: TaskError: K24 `n` is not a whole positive number (0 is allowed when nothing was
+    trained), K25 a number that the plan does not declare, or one that is not finite.
+    """
+    unknown = numbers.keys() - set(allowed)
+    if unknown:
+        raise TaskError(
+            "K25", f"the reply holds numbers the plan does not declare: {_list(unknown)}"
+        )
+    for name, values in numbers.items():
+        if not all(math.isfinite(x) for x in values):
+            raise TaskError("K25", f"{name}: expected finite numbers, got {values[:4]}")
+    samples = numbers.get("n", ())
+    least = 1 if trained else 0
+    if len(samples) != 1 or not least <= samples[0] <= MAX_SAMPLES or samples[0] % 1:
+        raise TaskError(
+            "K24", f"n: expected a number of samples of at least {least}, got {samples}"
+        )
+
+
+def frame_limit(signature: Signature, numbers: int = 4 << 20) -> int:
+    """Most bytes of a frame that holds these entries and some numbers."""
+    entries = sum(spec.size + 64 + len(spec.name) * 6 + 256 for spec in signature)
+    return 64 + entries + numbers
+
+
+def _list(names: Collection[str]) -> str:
+    shown = ", ".join(repr(name) for name in sorted(names)[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
