@@ -1,0 +1,252 @@
+"""A plan in plain words, for those who decide whether their data takes part."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from openfed.plan.choices import (
+    ESTIMATORS,
+    LOSS,
+    LOSSES,
+    OPTIMIZERS,
+    STRATEGIES,
+    metric_name,
+)
+from openfed.plan.lock import Lock
+from openfed.plan.schema import KeptRounds, Plan
+from openfed.plan.values import Table
+from openfed.tensors.record import Kind
+
+
+def explain(plan: Plan, lock: Lock | None = None, lines: Mapping[str, int] | None = None) -> str:
+    """What runs where, what travels, what stays, who sees what.
+
+    `lines`: how many lines each file of code has (see `code_lines`).
+    """
+    parts = (
+        (f"The plan {plan.name} of the federation {plan.federation}", _head(plan, lock)),
+        ("What happens", _happens(plan)),
+        ("What leaves a site", _leaves(plan)),
+        ("What stays at the site", _stays(plan)),
+        ("Who sees what", _seen(plan)),
+        ("Whose code runs at the sites", _code(plan, lock, lines or {})),
+        ("What is kept", _kept(plan)),
+        ("When it ends", _limits(plan)),
+    )
+    return "\n\n".join("\n".join((title, *map(_wrapped, body))) for title, body in parts)
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 92, initial_indent="  ", subsequent_indent="      ")
+
+
+def code_lines(workspace: Path, lock: Lock) -> dict[str, int]:
+    """The number of lines of each file of the lock that is there."""
+    files = {name: workspace / name for name in lock.files}
+    return {
+        name: file.read_bytes().count(b"\n")
+        for name, file in files.items()
+        if file.is_file() and not file.is_symlink()
+    }
+
+
+def _head(plan: Plan, lock: Lock | None) -> Iterator[str]:
+    sites = plan.collaborators
+    yield f"{_many(len(sites), 'site')} {'trains' if len(sites) == 1 else 'train'} one model"
+    yield from (f"  - {name}" for name in sites)
+    yield f"The aggregator waits for them at {', '.join(plan.aggregator.advertise)}"
+    if lock is not None:
+        yield f"Plan digest: {lock.digest}"
+        yield f"Initial model: {_model(lock)}"
+    else:
+        yield "The plan is not frozen yet: fx plan initialize"
+
+
+def _model(lock: Lock) -> str:
+    numbers = sum(spec.size for spec in lock.signature)
+    frozen = sum(spec.size for spec in lock.signature if spec.kind is Kind.FROZEN)
+    fixed = f", of which {_bytes(frozen)} stay as they are" if frozen else ""
+    return f"{_many(len(lock.signature), 'tensor')}, {_bytes(numbers)}{fixed}"
+
+
+def _happens(plan: Plan) -> Iterator[str]:
+    yield f"{_many(plan.rounds, 'round')}. In each of them"
+    asked = plan.cohort.size(len(plan.collaborators))
+    if asked == len(plan.collaborators):
+        yield "  - every site gets the model"
+    else:
+        yield f"  - {asked} of the {len(plan.collaborators)} sites, drawn by lot, get the model"
+    yield from (f"  - {_task(plan, task.name, task.settings)}" for task in plan.tasks)
+    if any(task.name == "train" for task in plan.tasks):
+        yield f"  - the aggregator makes the next model of the updates: {_strategy(plan)}"
+    if plan.validation.every > 1:
+        yield f"Validation takes place every {plan.validation.every} rounds, and after the last"
+
+
+def _task(plan: Plan, name: str, settings: Mapping[str, Any]) -> str:
+    if name == "validate":
+        return "validate: the site scores that model on its own validation data"
+    if name == "validate_tuned":
+        return "validate_tuned: the site scores what its training has made, before it is averaged"
+    return f"train: the site trains it on its own data ({_training(plan, settings)})"
+
+
+def _training(plan: Plan, over: Mapping[str, Any]) -> str:
+    runner = plan.task_runner
+    if runner.name == "torch":
+        chosen: dict[str, Any] = {key: runner.settings.get(key) for key in ("epochs", "steps")}
+        chosen = {"epochs": None, "steps": None, **over} if over else chosen
+        length = [_many(int(n), key[:-1]) for key, n in chosen.items() if n is not None]
+        loss = _choice(runner.settings["loss"], LOSSES)
+        optimizer = _choice(runner.settings["optimizer"], OPTIMIZERS)
+        loop = runner.settings.get("train")
+        how = f"by the loop {loop}" if loop else f"loss {loss}"
+        return f"torch, {', '.join(length)}, {how}, optimizer {optimizer}"
+    if runner.name == "sklearn":
+        estimator = _choice(runner.settings["estimator"], ESTIMATORS)
+        epochs: Any = over.get("epochs") or runner.settings["epochs"]
+        return f"scikit-learn, {estimator}, {_many(epochs, 'epoch')}"
+    if runner.name == "numpy":
+        return f"numpy, by the function {runner.settings['train']}"
+    return f"by {runner.name}"
+
+
+def _choice(value: Any, table: Table) -> str:
+    """The name, and those settings that are not the defaults."""
+    fields = table[value["name"]].model_fields if value["name"] in table else {}
+    told = [
+        f"{key} {each}"
+        for key, each in value["settings"].items()
+        if key not in fields or each != fields[key].get_default()
+    ]
+    return f"{value['name']} [{', '.join(told)}]" if told else str(value["name"])
+
+
+def _strategy(plan: Plan) -> str:
+    weights = {
+        "uniform": "every site counts the same",
+        "samples": "a site counts by its number of samples",
+    }[plan.weights.name]
+    if cap := plan.weights.settings.get("cap"):
+        weights += f", of which {cap} at most"
+    return f"{_choice(plan.strategy.model_dump(), STRATEGIES)}, {weights}"
+
+
+def _leaves(plan: Plan) -> Iterator[str]:
+    names = ", ".join([LOSS, *map(metric_name, plan.metrics)])
+    trains = any(task.name == "train" for task in plan.tasks)
+    if trains:
+        yield (
+            "To the aggregator, after training: the update (how the training moved the model), "
+            "the number of samples used, the seconds it took"
+        )
+        if plan.task_runner.settings.get("optimizer_state") == "average":
+            yield "To the aggregator, after training: the state of the optimizer"
+    yield (
+        f"To the aggregator, as sums over all samples: {names} (of every task; a sum over very "
+        "few samples says something about them)"
+    )
+    yield (
+        "To the aggregator, if the code fails: its error message (which may quote a value) and "
+        "the lines of code that it came from"
+    )
+    yield "Updates are not compressed and nothing is added to them: no noise, no masks"
+
+
+def _stays(plan: Plan) -> Iterator[str]:
+    yield "The data: no record leaves the site"
+    local = [glob for glob, where in plan.scope if where == "local"]
+    if local:
+        yield f"The parts of the model that match {', '.join(local)}: every site keeps its own"
+    if plan.task_runner.settings.get("optimizer_state") == "keep":
+        yield "The state of the optimizer"
+    yield "Private keys, and what the site's own settings say"
+
+
+def _seen(plan: Plan) -> Iterator[str]:
+    yield "The aggregator sees each site's update and sums, one by one, in the clear"
+    yield "An update can carry information about the data that it was trained on"
+    yield "A site sees the averaged models, never another site's update"
+    yield (
+        "Nobody between them can read anything: every connection is encrypted, and both ends "
+        "show certificates of this federation"
+    )
+
+
+def _code(plan: Plan, lock: Lock | None, lines: Mapping[str, int]) -> Iterator[str]:
+    yield "The code below runs at every site, in the process that can read the data; review it"
+    for what, name in _named(plan):
+        yield f"  {what}: {name}"
+    if lock is None:
+        return
+    yield "Files (a node whose files differ from these refuses to run):"
+    for name, digest in sorted(lock.files.items()):
+        count = f"{_many(lines[name], 'line')}, " if name in lines else ""
+        yield f"  {name} ({count}SHA-256 {digest[:16]})"
+
+
+def _named(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Every reference to user code in the plan, and what it is."""
+    if plan.task_runner.is_code:
+        yield "task runner", plan.task_runner.name
+    for key, value in plan.task_runner.settings.items():
+        name = value.get("name") if isinstance(value, dict) else value
+        if isinstance(name, str) and name.startswith("src."):
+            yield key.replace("_", " "), name
+    yield "data loader", plan.data_loader.name
+    for metric in plan.metrics:
+        if ":" in metric:
+            yield "metric", metric
+
+
+def _kept(plan: Plan) -> Iterator[str]:
+    updates = plan.retention.updates
+    if isinstance(updates, KeptRounds):
+        yield f"At the aggregator: the updates of the last {_many(updates.rounds, 'round')}"
+    elif updates == "all":
+        yield "At the aggregator: every update, so that the result can be computed again"
+    else:
+        yield "At the aggregator: no update, once its round is over; their digests are"
+    yield "At the aggregator: the models (first, last, best), the metrics, a journal of the run"
+    yield "At each site: a journal, the logs of its own tasks"
+
+
+def _limits(plan: Plan) -> Iterator[str]:
+    yield f"After {_many(plan.rounds, 'round')} at the latest"
+    if plan.stop is not None:
+        stop = plan.stop
+        way = "risen" if stop.mode == "max" else "fallen"
+        length = _many(stop.patience, "validation")
+        yield f"Earlier, when {stop.metric} has not {way} by more than {stop.min_delta} in {length}"
+    if plan.best is not None:
+        most = "highest" if plan.best.mode == "max" else "lowest"
+        yield f"The best model is the one with the {most} {plan.best.metric}"
+    cohort = plan.cohort
+    if cohort.quorum == "all":
+        late = f"within {_seconds(cohort.deadline)}" if cohort.deadline else "however long it takes"
+        yield f"Every site that is asked must answer, {late}; otherwise the run fails"
+    else:
+        wait = _seconds(cohort.deadline or 0)
+        yield (
+            f"A round ends when every site that is asked has answered, or after {wait} if "
+            f"{cohort.quorum} have by then; later answers are discarded"
+        )
+
+
+def _seconds(seconds: float) -> str:
+    for unit, size in (("hour", 3600), ("minute", 60)):
+        if seconds >= size and seconds % size == 0:
+            return _many(int(seconds // size), unit)
+    return f"{seconds:g} seconds"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return _many(size, "byte")

@@ -1,0 +1,221 @@
+"""The plan as a value: one experiment, read from YAML, every default written out.
+
+Its canonical form (`canonical`) is plain JSON and is itself a valid plan: it is what the digest
+covers and what `plan.lock` holds.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
+
+from openfed.plan.choices import LOSS, RUNNERS, STRATEGIES, TASKS, WEIGHTS, better
+from openfed.plan.values import (
+    CODE,
+    Among,
+    Choice,
+    Code,
+    Count,
+    Duration,
+    Host,
+    Listen,
+    Mode,
+    Name,
+    Nested,
+    NotNegative,
+    Share,
+    Text,
+    Value,
+    refuse,
+    shown,
+)
+
+SCHEMA = 1
+"""Version of the canonical form; part of the digest."""
+
+RESERVED = frozenset({"aggregate", "aggregator", "authority"})
+"""Names that files and tables of a federation use themselves."""
+
+
+class Aggregator(Value):
+    """Where the aggregator listens, and the names and addresses that collaborators dial (exactly
+    those of its certificate). Not in the digest."""
+
+    listen: Listen = "0.0.0.0:50051"
+    advertise: Annotated[tuple[Host, ...], Field(min_length=1, max_length=100)] = ("localhost",)
+
+
+def _quorum(value: object) -> object:
+    if value == "all" or (type(value) is int and 1 <= value <= 1_000_000):
+        return value
+    raise refuse("P07", f"expected all, or how many sites (1 or more), got {shown(value)}")
+
+
+class Cohort(Value):
+    """Who is asked in a round, and how many answers end it. `deadline` is in seconds."""
+
+    fraction: Share = 1.0
+    quorum: Annotated[
+        Literal["all"] | int,
+        BeforeValidator(_quorum),
+        WithJsonSchema({"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 1}]}),
+    ] = "all"
+    deadline: Duration | None = None
+    late: Literal["discard"] = "discard"
+
+    def size(self, collaborators: int) -> int:
+        """How many of `collaborators` sites are asked: the fraction, rounded, at least one."""
+        return max(1, math.floor(self.fraction * collaborators + 0.5))
+
+
+class Validation(Value):
+    """Who scores the model, and in which rounds: every n-th, and the last."""
+
+    cohort: Literal["all"] = "all"
+    every: Count = 1
+
+
+class Best(Value):
+    """The metric, of `validate` of the aggregated model, by which the best model is chosen."""
+
+    metric: Text
+    mode: Mode = Field(default_factory=lambda data: better(data.get("metric", LOSS)))
+
+
+class Stop(Value):
+    """Ends the run when `metric` has not improved by more than `min_delta` for `patience`
+    rounds."""
+
+    metric: Text
+    patience: Count
+    min_delta: NotNegative = 0.0
+    mode: Mode = Field(default_factory=lambda data: better(data.get("metric", LOSS)))
+
+
+class KeptRounds(Value):
+    rounds: Count
+
+
+def _kept(value: object) -> object:
+    if isinstance(value, dict):
+        try:
+            return KeptRounds.model_validate(value)
+        except ValidationError as error:
+            raise Nested(KeptRounds, error, ()) from None
+    if value in ("none", "all") or isinstance(value, KeptRounds):
+        return value
+    raise refuse("P07", f"expected none, all or {{rounds: N}}, got {shown(value)}")
+
+
+class Retention(Value):
+    """How long the sites' updates are kept at the aggregator: not at all, N rounds, or all."""
+
+    updates: Annotated[KeptRounds | Literal["none", "all"], BeforeValidator(_kept)] = "none"
+
+
+def _rule(value: object) -> object:
+    pair = list(value.items()) if isinstance(value, dict) else [value]
+    if len(pair) == 1 and isinstance(pair[0], list | tuple) and len(pair[0]) == 2:
+        glob, where = pair[0]
+        if isinstance(glob, str) and glob and where in ("local", "global"):
+            return glob, where
+    raise refuse("P07", f'expected {{"head.*": local}} or {{"*": global}}, got {shown(value)}')
+
+
+Rule = Annotated[
+    tuple[str, Literal["local", "global"]],
+    BeforeValidator(_rule),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"enum": ["local", "global"]},
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
+    ),
+]
+
+
+def _metric(value: object) -> object:
+    from_code = isinstance(value, str) and (":" in value or value.startswith("src"))
+    if from_code and not CODE.fullmatch(str(value)):
+        raise refuse("P10", f"expected src.module:Name, a function in src/, got {shown(value)}")
+    return value
+
+
+Metric = Annotated[Text, BeforeValidator(_metric), Code(2)]
+
+
+def _sites(value: object) -> object:
+    if value == "enrolled" or (isinstance(value, dict) and "enrolled" in value):
+        raise refuse(
+            "P18", "`enrolled` comes with a later release: list the names, as in [one, two]"
+        )
+    return value
+
+
+_USER_STRATEGY = (
+    "strategies of your own run in a process of their own, which comes with a later release: "
+    f"choose one that ships: {' | '.join(STRATEGIES)}"
+)
+
+
+def _default_best(data: dict[str, Any]) -> Best | None:
+    tasks = data.get("tasks", ())
+    if not any(task.name == "validate" for task in tasks):
+        return None
+    metrics = data.get("metrics", ()) or (LOSS,)
+    return Best(metric=metrics[0].rpartition(":")[2])
+
+
+class Plan(Value):
+    """One experiment. `collaborators` are the sites; model k is the model after k rounds."""
+
+    federation: Name = Field(examples=["consortium"])
+    name: Name = Field(default_factory=lambda data: data.get("federation", ""))
+    rounds: Count = Field(examples=[10])
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+    aggregator: Aggregator = Field(default_factory=Aggregator)
+    collaborators: Annotated[
+        tuple[Name, ...], Field(min_length=1, max_length=10_000), BeforeValidator(_sites)
+    ] = Field(examples=["[one, two]"])
+    task_runner: Annotated[Choice, Among("a task runner", RUNNERS, code=Code(1))] = Field(
+        examples=["{torch: {...}}"]
+    )
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=100)] = ()
+    data_loader: Annotated[Choice, Among("a data loader", code=Code(1))] = Field(
+        examples=['"src.data:Digits"']
+    )
+    tasks: Annotated[
+        tuple[Annotated[Choice, Among("a task", TASKS, drop_none=True)], ...],
+        Field(min_length=1, max_length=3),
+    ] = (Choice(name="validate"), Choice(name="train"))
+    strategy: Annotated[Choice, Among("a strategy", STRATEGIES, later=_USER_STRATEGY)] = Choice(
+        name="fedavg"
+    )
+    weights: Annotated[Choice, Among("weights", WEIGHTS, drop_none=True)] = Choice(name="samples")
+    cohort: Cohort = Field(default_factory=Cohort)
+    validation: Validation = Field(default_factory=Validation)
+    scope: tuple[Rule, ...] = ()
+    best: Best | None = Field(default_factory=_default_best)
+    stop: Stop | None = None
+    retention: Retention = Field(default_factory=Retention)
+    init: Text | None = None
+
+
+ADDRESSES = "aggregator"
+"""The key of a plan that is not in its digest."""
+
+
+def canonical(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON, every default written out, without the addresses."""
+    return plan.model_dump(mode="json", exclude={ADDRESSES})
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of `plan.yaml` as a person writes it, for editors."""
+    schema = Plan.model_json_schema()
+    required = schema.pop("required")
+    schema["properties"]["extends"] = {"type": "string", "minLength": 1}
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": required}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

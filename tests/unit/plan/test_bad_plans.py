@@ -1,0 +1,243 @@
+"""The table of bad plans: each is answered at once, with the line and what to do."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openfed.errors import PlanError
+from openfed.plan.schema import Plan
+
+TORCH = 'task_runner:\n  torch:\n    model: {"src.model:Net": {classes: 10}}\n'
+SGD = '{estimator: {"sklearn.linear_model:SGDClassifier": {alpha: 0.1}}, features: 4, '
+
+# (what is wrong, what to replace in the plan, by what, code, line, part of the message)
+BAD: tuple[tuple[str, str, str, str, int, str], ...] = (
+    # spelling
+    ("typo in a key", "rounds: 10", "ronds: 10", "P01", 3, "did you mean 'rounds'?"),
+    ("typo below a key", "listen:", "lisen:", "P01", 6, "did you mean 'listen'?"),
+    ("typo in a setting", "{lr: 3.0e-3}", "{rl: 0.1}", "P01", 13, "known here: lr, betas"),
+    ("typo in a name", "{adam:", "{adm:", "P09", 13, "did you mean 'adam'?"),
+    ("unknown strategy", "strategy: fedavg", "strategy: fedsgd", "P09", 20, "fedavg | fedavgm"),
+    ("unknown loss", "cross_entropy", "cross_entopy", "P09", 12, "did you mean 'cross_entropy'?"),
+    ("unknown runner", "  torch:", "  tourch:", "P09", 10, "did you mean 'torch'?"),
+    ("unknown task", "[validate, train,", "[validate, trian,", "P09", 19, "'train'?"),
+    ("unknown template", "strategy: fedavg", "strategy: {template: fx}", "P09", 20, "expected a"),
+    ("unknown optimizer state", "reset", "resett", "P09", 14, "reset | keep | average"),
+    ("unknown weights", "{samples: {cap: 10000}}", "sampels", "P09", 21, "samples | uniform"),
+    ("key of the runner on top", "seed: 7", "epochs: 7", "P01", 4, "below task_runner"),
+    ("codecs", "retention:", "compression_pipeline: {}\nretention:", "P18", 27, "next release"),
+    # missing
+    ("no federation", "federation: consortium\n", "", "P06", 1, "add federation: consortium"),
+    ("no rounds", "rounds: 10\n", "", "P06", 1, "add rounds: 10"),
+    ("no collaborators", "collaborators: [one, two]\n", "", "P06", 1, "add collaborators:"),
+    ("no model", TORCH, "task_runner:\n  torch:\n", "P06", 10, "add model:"),
+    ("no patience", "patience: 5, ", "", "P06", 26, "add patience:"),
+    ("no argument of a class", "{batch_size: 32}", "{}", "P06", 18, "needs batch_size"),
+    ("empty file", "*", "", "P02", 1, "got an empty file"),
+    ("only a comment", "*", "# nothing\n", "P02", 2, "got an empty file"),
+    # types
+    ("text for a number", "rounds: 10", "rounds: ten", "P07", 3, "a whole number, got 'ten'"),
+    ("quoted number", "rounds: 10", 'rounds: "10"', "P07", 3, "without quotes"),
+    ("fraction of a round", "rounds: 10", "rounds: 1.5", "P07", 3, "a whole number, got 1.5"),
+    ("1e3 rounds", "rounds: 10", "rounds: 1e3", "P07", 3, "a whole number, got 1000.0"),
+    ("truth for a number", "rounds: 10", "rounds: true", "P07", 3, "got true"),
+    ("number for a name", "name: digits", "name: 7", "P07", 2, "put it in quotes"),
+    ("nothing for a number", "rounds: 10", "rounds:", "P07", 3, "got nothing"),
+    ("text for a list", "collaborators: [one, two]", "collaborators: one", "P07", 8, "[one]"),
+    ("a list on top", "*", "- a\n", "P07", 1, "expected a mapping"),
+    ("text on top", "*", "hello\n", "P07", 1, "expected a mapping"),
+    ("list for a mapping", "{metric: accuracy, mode: max}", "[a]", "P07", 25, "a mapping"),
+    ("two names of one choice", "strategy: fedavg", "strategy: {a: {}, b: {}}", "P07", 20, "name"),
+    ("number for a choice", "strategy: fedavg", "strategy: 3", "P07", 20, "expected a name"),
+    ("duration without unit", "deadline: 10m", "deadline: 600", "P07", 22, "as in 600s"),
+    ("unknown unit", "deadline: 10m", "deadline: 10min", "P07", 22, "30s, 10m or 2h"),
+    ("wrong literal", "{classes: 10}", "{classes: ten}", "P07", 11, "expected int, got 'ten'"),
+    ("odd scope", '{"*": global}', '{"*": locale}', "P07", 24, "expected {"),
+    ("odd retention", "{updates: none}", "{updates: some}", "P07", 27, "none, all or"),
+    # ranges
+    ("no rounds at all", "rounds: 10", "rounds: 0", "P08", 3, "expected a number >= 1"),
+    ("too many rounds", "rounds: 10", "rounds: 10000000", "P08", 3, "<= 1000000"),
+    ("negative rate", "lr: 3.0e-3", "lr: -1", "P08", 13, "expected a number > 0, got -1"),
+    ("not a number", "lr: 3.0e-3", "lr: .nan", "P08", 13, "expected a finite number"),
+    ("infinite", "lr: 3.0e-3", "lr: .inf", "P08", 13, "expected a finite number"),
+    ("overflow", "lr: 3.0e-3", "lr: 1e999", "P08", 13, "expected a finite number"),
+    ("seed of 80 bits", "seed: 7", "seed: 1208925819614629174706176", "P08", 4, "64 bits"),
+    ("negative seed", "seed: 7", "seed: -7", "P08", 4, "expected a number >= 0"),
+    ("no sites", "[one, two]", "[]", "P08", 8, "at least 1"),
+    ("fraction of nobody", "fraction: 1.0", "fraction: 0", "P08", 22, "> 0"),
+    ("quorum of nobody", "quorum: all", "quorum: 0", "P07", 22, "1 or more"),
+    ("retention of no rounds", "{updates: none}", "{updates: {rounds: 0}}", "P08", 27, ">= 1"),
+    # YAML
+    ("duplicate key", "seed: 7", "rounds: 7", "P03", 4, "first in line 3"),
+    ("duplicate setting", "{lr: 3.0e-3}", "{lr: 1, lr: 2}", "P03", 13, "Keep one"),
+    ("unclosed bracket", "[one, two]", "[one, two", "P02", 9, "expected YAML"),
+    ("tab", "  listen:", "\tlisten:", "P02", 6, "expected YAML"),
+    ("no is a word", "[one, two]", "[no, two]", "P05", 8, "'no' in quotes"),
+    ("on is a word", "name: digits", "name: on", "P05", 2, "write true for the truth value"),
+    ("octal", "rounds: 10", "rounds: 010", "P05", 3, "plain decimal number"),
+    ("sexagesimal", "deadline: 10m", "deadline: 1:30", "P05", 22, "plain decimal number"),
+    ("a date", "name: digits", "name: 2024-01-01", "P05", 2, "'2024-01-01' in quotes"),
+    ("underscores", "rounds: 10", "rounds: 1_000", "P05", 3, "plain decimal number"),
+    ("a tag", "rounds: 10", "rounds: !!python/name:os.system ''", "P04", 3, "tags such as"),
+    ("an alias", "[one, two]", "&a [one, two]", "P04", 8, "anchors"),
+    ("a merge key", "rounds: 10", "<<: {rounds: 10}", "P04", 3, "merge keys"),
+    ("two documents", "rounds: 10", "---\nrounds: 10", "P04", 3, "one document"),
+    ("deep nesting", "[one, two]", "[" * 99 + "]" * 99, "P04", 8, "levels"),
+    # code
+    ("no such file", "src.model:Net", "src.modle:Net", "P10", 11, "did you mean 'model'?"),
+    ("no such class", "src.model:Net", "src.model:Nett", "P10", 11, "did you mean 'Net'?"),
+    ("not Python", "src.model:Net", "src.broken:f", "P10", 11, "src/broken.py:1 is not Python"),
+    ("not in src", "src.model:Net", "model:Net", "P09", 11, "src.module:Name"),
+    ("unknown argument", "{classes: 10}", "{clases: 10}", "P01", 11, "did you mean 'classes'?"),
+    ("argument of openfed", "{batch_size: 32}", "{batch_size: 1, source: a}", "P11", 18, "remove"),
+    ("loader without source", "src.data:Digits", "src.data:Bare", "P11", 18, "openfed gives 1"),
+    ("own strategy", "strategy: fedavg", 'strategy: "src.s:S"', "P18", 20, "later release"),
+    ("no such metric file", "src.metrics:dice", "src.metric:dice", "P10", 16, "'metrics'?"),
+    ("metric path", "src.metrics:dice", "src/metrics.py:dice", "P10", 16, "src.module:Name"),
+    # metrics
+    ("unknown metric", "[accuracy,", "[acuracy,", "P12", 16, "did you mean 'accuracy'?"),
+    ("best of nothing", "best: {metric: accuracy", "best: {metric: auc", "P12", 25, "metrics"),
+    ("stop of nothing", "stop: {metric: accuracy", "stop: {metric: dise", "P12", 26, "'dice'?"),
+    ("two of one name", "metrics:dice", "metrics:accuracy", "P15", 16, "reported as accuracy"),
+    ("mode", "mode: max", "mode: maximum", "P09", 25, "max | min"),
+    ("the wrong way", "mode: max", "mode: min", "P15", 25, "write mode: max"),
+    ("no validation", "[validate, train, validate_tuned]", "[train]", "P15", 25, "add it"),
+    # addresses and names
+    ("no port", "0.0.0.0:50051", "0.0.0.0", "P13", 6, "expected host:port"),
+    ("port out of range", "0.0.0.0:50051", '":99999"', "P13", 6, "0 to 65535"),
+    ("no host", "0.0.0.0:50051", '":50051"', "P13", 6, "expected host:port"),
+    ("bare IPv6", "0.0.0.0:50051", '"::1:50051"', "P13", 6, "IPv6 in brackets"),
+    ("bad IPv4", "0.0.0.0:50051", "300.0.0.1:50051", "P13", 6, "expected host:port"),
+    ("nobody can dial it", "[localhost]", "[0.0.0.0]", "P13", 7, "nobody can dial 0.0.0.0"),
+    ("nor this", "[localhost]", '["::"]', "P13", 7, "nobody can dial ::"),
+    ("a space in a host", "[localhost]", "[my host]", "P13", 7, "expected a host name"),
+    ("port in a name", "[localhost]", '["localhost:5"]', "P13", 7, "leave the port out"),
+    ("listens to itself", "0.0.0.0:50051\n  advertise: [localhost]",
+     "127.0.0.1:5\n  advertise: [fl.example.org]", "P13", 6, "answers this machine only"),
+    ("the same site twice", "[one, two]", "[one, one]", "P14", 8, "there twice"),
+    ("the same file name", "[one, two]", "[one, One]", "P14", 8, "one file name"),
+    ("a reserved name", "[one, two]", "[one, Aggregator]", "P14", 8, "choose another"),
+    ("a space in a name", "[one, two]", "[one, site two]", "P14", 8, "letters, digits"),
+    ("a path for a name", "name: digits", "name: ../digits", "P14", 2, "letters, digits"),
+    ("enrolled", "[one, two]", "enrolled", "P18", 8, "list the names"),
+    # contradictions
+    ("epochs and steps", "epochs: 3", "epochs: 3\n    steps: 5", "P15", 10, "epochs or steps"),
+    ("tuned before train", "[validate, train, validate_tuned]", "[validate, validate_tuned]",
+     "P15", 19, "put train before it"),
+    ("a task twice", "[validate, train,", "[validate, validate,", "P15", 19, "there twice"),
+    ("quorum without deadline", "quorum: all, deadline: 10m", "quorum: 1", "P15", 22, "deadline"),
+    ("quorum of too many", "quorum: all", "quorum: 3", "P15", 22, "at most 2"),
+    ("classifier without classes", TORCH, f"task_runner: {{sklearn: {SGD}}}}}\nx:\n  torch:\n",
+     "P06", 9, "needs classes"),
+    # files
+    ("no such ready plan", "seed: 7", "extends: fedadm", "P16", 4, "did you mean 'fedadam'?"),
+    ("no such plan file", "seed: 7", "extends: base.yaml", "P16", 4, "no file base.yaml"),
+    ("a plan outside", "seed: 7", "extends: ../../x.yaml", "P16", 4, "inside the workspace"),
+    ("extends itself", "seed: 7", "extends: plan.yaml", "P16", 4, "extends itself"),
+    ("no such model", "seed: 7", "init: a.safetensors", "P16", 4, "no file a.safetensors"),
+    ("a model outside", "seed: 7", "init: /a.safetensors", "P16", 4, "inside the workspace"),
+)  # fmt: skip
+
+
+def spoilt(text: str, old: str, new: str) -> str:
+    if old == "*":
+        return new
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[bad[0] for bad in BAD])
+def test_bad_plan_is_answered_with_code_line_and_remedy(
+    bad: tuple[str, str, str, str, int, str], load: Callable[..., Plan], plan_text: str
+) -> None:
+    _, old, new, code, line, remedy = bad
+    text = spoilt(plan_text, old, new)
+    began = time.perf_counter()
+    with pytest.raises(PlanError) as caught:
+        load(text)
+    assert time.perf_counter() - began < 1
+    assert caught.value.exit_code == 2
+    found = [(p.code, p.where.split(":")[:2], p.message) for p in caught.value.problems]
+    wanted = ["plan/plan.yaml", str(line)]
+    hits = [m for c, at, m in found if c == code and at == wanted]
+    assert any(remedy in message for message in hits), found
+
+
+def test_table_is_long_and_its_names_differ() -> None:
+    assert len(BAD) >= 40
+    assert len({bad[0] for bad in BAD}) == len(BAD)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from openfed.errors import PlanError
+from openfed.plan.load import load_plan
+try:
+    load_plan(Path("plan/plan.yaml"))
+except PlanError as error:
+    print(error)
+heavy = {"torch", "sklearn", "grpc", "numpy", "rich", "cryptography", "src"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    files = (path for path in folder.rglob("*"))
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+
+
+@pytest.mark.parametrize("index", [0, 40, 66, 72, -1])
+def test_a_bad_plan_imports_nothing_and_writes_nothing(
+    index: int, workspace: Path, plan_text: str
+) -> None:
+    _, old, new, code, _, _ = BAD[index]
+    (workspace / "plan" / "plan.yaml").write_text(spoilt(plan_text, old, new))
+    before = snapshot(workspace)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=workspace,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert code in done.stdout
+    assert "Traceback" not in done.stderr
+    assert snapshot(workspace) == before
+
+
+def test_all_problems_are_reported_at_once_in_file_order(
+    load: Callable[..., Plan], plan_text: str
+) -> None:
+    text = plan_text
+    for old, new in (
+        ("rounds: 10", "ronds: 10"),
+        ("[one, two]", "[one, one]"),
+        ("{classes: 10}", "{clases: 10}"),
+        ("lr: 3.0e-3", "lr: fast"),
+        ("[accuracy,", "[acuracy,"),
+        ("deadline: 10m", "deadline: soon"),
+    ):
+        text = spoilt(text, old, new)
+    with pytest.raises(PlanError) as caught:
+        load(text)
+    lines = [int(problem.where.split(":")[1]) for problem in caught.value.problems]
+    assert lines == sorted(lines)
+    assert set(lines) == {1, 3, 8, 11, 13, 16, 22}
+
+
+def test_a_problem_shows_where_code_path_and_message(
+    load: Callable[..., Plan], plan_text: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        load(spoilt(plan_text, "strategy: fedavg", "strategy: {fedadam: {lr: fast}}"))
+    assert str(caught.value) == (
+        "plan/plan.yaml:20:26  P07  strategy.fedadam.lr  expected a number, got 'fast'"
+    )

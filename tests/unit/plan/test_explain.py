@@ -1,0 +1,136 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openfed.plan.explain import code_lines, explain
+from openfed.plan.lock import make_lock
+from openfed.plan.schema import Plan
+from openfed.tensors.record import Kind, Spec
+
+SIGNATURE = (
+    Spec("bias", "float32", (3,)),
+    Spec("stem", "float32", (1000,), Kind.FROZEN),
+    Spec("weight", "float32", (500_000,)),
+)
+
+GOLDEN = """\
+The plan digits of the federation consortium
+  2 sites train one model
+    - one
+    - two
+  The aggregator waits for them at localhost
+  Plan digest: DIGEST
+  Initial model: 3 tensors, 2.0 MB, of which 4.0 kB stay as they are
+
+What happens
+  10 rounds. In each of them
+    - every site gets the model
+    - validate: the site scores that model on its own validation data
+    - train: the site trains it on its own data (torch, 3 epochs, loss cross_entropy,
+      optimizer adam [lr 0.003])
+    - validate_tuned: the site scores what its training has made, before it is averaged
+    - the aggregator makes the next model of the updates: fedavg, a site counts by its
+      number of samples, of which 10000 at most
+
+What leaves a site
+  To the aggregator, after training: the update (how the training moved the model), the
+      number of samples used, the seconds it took
+  To the aggregator, as sums over all samples: loss, accuracy, dice (of every task; a sum
+      over very few samples says something about them)
+  To the aggregator, if the code fails: its error message (which may quote a value) and the
+      lines of code that it came from
+  Updates are not compressed and nothing is added to them: no noise, no masks
+
+What stays at the site
+  The data: no record leaves the site
+  The parts of the model that match head.*: every site keeps its own
+  Private keys, and what the site's own settings say
+
+Who sees what
+  The aggregator sees each site's update and sums, one by one, in the clear
+  An update can carry information about the data that it was trained on
+  A site sees the averaged models, never another site's update
+  Nobody between them can read anything: every connection is encrypted, and both ends show
+      certificates of this federation
+
+Whose code runs at the sites
+  The code below runs at every site, in the process that can read the data; review it
+    model: src.model:Net
+    data loader: src.data:Digits
+    metric: src.metrics:dice
+  Files (a node whose files differ from these refuses to run):
+    src/data.py (7 lines, SHA-256 1111111111111111)
+    src/model.py (6 lines, SHA-256 2222222222222222)
+
+What is kept
+  At the aggregator: no update, once its round is over; their digests are
+  At the aggregator: the models (first, last, best), the metrics, a journal of the run
+  At each site: a journal, the logs of its own tasks
+
+When it ends
+  After 10 rounds at the latest
+  Earlier, when accuracy has not risen by more than 0.001 in 5 validations
+  The best model is the one with the highest accuracy
+  Every site that is asked must answer, within 10 minutes; otherwise the run fails
+"""
+
+
+def test_explanation_of_the_plan_of_the_design(load: Callable[..., Plan], workspace: Path) -> None:
+    files = {"src/data.py": "1" * 64, "src/model.py": "2" * 64}
+    lock = make_lock(load(), files, "a" * 64, SIGNATURE)
+    assert explain(lock.plan, lock, code_lines(workspace, lock)) + "\n" == GOLDEN.replace(
+        "DIGEST", lock.digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("rounds=1", "After 1 round at the latest"),
+        ("collaborators=[one]", "1 site trains one model"),
+        ("cohort={fraction: 0.5}", "1 of the 2 sites, drawn by lot, get the model"),
+        ("cohort={quorum: 1, deadline: 90s}", "after 90 seconds"),
+        ("cohort={deadline: null}", "however long it takes"),
+        ("retention.updates=all", "every update, so that the result can be computed again"),
+        ("retention={updates: {rounds: 3}}", "the updates of the last 3 rounds"),
+        ("strategy.fedadam.lr=1", "fedadam [lr 1.0], a site counts"),
+        ("weights=uniform", "every site counts the same"),
+        ("tasks=[validate, {train: {steps: 7}}]", "torch, 7 steps, loss"),
+        ("task_runner.optimizer_state=keep", "The state of the optimizer"),
+        ("task_runner.optimizer_state=average", "after training: the state of the optimizer"),
+        ("validation.every=3", "Validation takes place every 3 rounds, and after the last"),
+        ("best={metric: loss, mode: min}", "the lowest loss"),
+    ],
+)
+def test_what_the_plan_says_is_said(
+    load: Callable[..., Plan], plan_text: str, override: str, sentence: str
+) -> None:
+    assert sentence in explain(load(plan_text, override))
+    assert sentence not in explain(load(plan_text))
+
+
+@pytest.mark.parametrize(
+    ("runner", "sentence"),
+    [
+        (
+            '{sklearn: {estimator: {"sklearn.linear_model:SGDClassifier": {alpha: 0.1}}, '
+            "features: 4, classes: [0, 1], epochs: 2}}",
+            "scikit-learn, sklearn.linear_model:SGDClassifier [alpha 0.1], 2 epochs",
+        ),
+        (
+            '{numpy: {train: "src.numeric:train", validate: "src.numeric:train", '
+            "shapes: {w: [2]}}}",
+            "numpy, by the function src.numeric:train",
+        ),
+        ('"src.data:Digits"', "by src.data:Digits"),
+    ],
+)
+def test_every_runner_is_explained(
+    load: Callable[..., Plan], plan_text: str, runner: str, sentence: str
+) -> None:
+    text = plan_text.split("task_runner:")[0] + plan_text[plan_text.index("metrics:") :]
+    if runner.startswith('"'):
+        runner = '{"src.data:Digits": {batch_size: 1}}'
+    text = explain(load(text + f"task_runner: {runner}\n"))
+    assert sentence in " ".join(text.split())
