@@ -1,0 +1,150 @@
+"""What collaborators and the aggregator say to each other: plain values, no protobuf.
+
+Every message carries a `Stamp`. Who speaks is never in a message: it is in the certificate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from openfed.pki.peer import Peer as Peer
+from openfed.typing import Json
+
+PROTOCOL = (1, 0)
+"""(major, minor): another major is refused by name, an unknown minor is tolerated."""
+
+CAPABILITIES: tuple[str, ...] = ("frame/1",)
+
+BLOCK = 1 << 20
+"""Bytes of one block of a transfer (1 MiB: the fastest chunk of Python gRPC over TLS)."""
+
+
+class RunState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ABORTED = "aborted"
+
+    @property
+    def ended(self) -> bool:
+        return self in (RunState.COMPLETED, RunState.FAILED, RunState.ABORTED)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Which federation, run and plan a message belongs to, and which try of which operation."""
+
+    federation: str
+    run: str  # empty in a hello: the aggregator's answer names it
+    plan_digest: str
+    operation: str  # random, the same for every attempt of one operation
+    attempt: int = 1
+    protocol: tuple[int, int] = PROTOCOL
+    capabilities: tuple[str, ...] = CAPABILITIES
+
+
+@dataclass(frozen=True)
+class Hello:
+    stamp: Stamp
+    facts: Mapping[str, str] = field(default_factory=dict)  # versions, isolation level; for people
+
+
+@dataclass(frozen=True)
+class Welcome:
+    stamp: Stamp  # with the run's id
+    state: RunState
+    lease_s: float
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A blob that an assignment lets its collaborator pull."""
+
+    name: str  # "model", "frozen"
+    digest: str  # SHA-256, hex
+    size: int
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One ask, as one collaborator gets it."""
+
+    ask: str
+    task: str
+    round: int
+    settings: Mapping[str, Json]
+    payloads: tuple[Payload, ...]
+    updates: bool  # whether the reply holds an update of the model, or numbers only
+    limit: int  # most bytes of the reply's frame
+
+
+@dataclass(frozen=True)
+class Next:
+    stamp: Stamp
+    wait_s: float  # how long the aggregator may hold the call
+    holding: tuple[str, ...] = ()  # asks the collaborator is working on
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Answer to `Next`: the state of the run, the lease, work to do, work to drop."""
+
+    stamp: Stamp
+    state: RunState
+    reason: str
+    lease_s: float
+    assignment: Assignment | None = None
+    cancel: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pull:
+    stamp: Stamp
+    digest: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Push:
+    """Opens an upload; the blocks follow from the offset that the aggregator answers."""
+
+    stamp: Stamp
+    ask: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a collaborator has no reply."""
+
+    code: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Closes an ask at one collaborator: the digest of what it pushed, or why there is none."""
+
+    stamp: Stamp
+    ask: str
+    digest: str = ""
+    size: int = 0
+    failure: Failure | None = None
+
+
+class Ruling(StrEnum):
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    LATE = "late"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    stamp: Stamp
+    ruling: Ruling
+    code: str = ""
+    message: str = ""
