@@ -1,0 +1,75 @@
+"""The one composition root: from a plan and a folder to the objects that run it."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from openfed.flow.fedavg import fedavg
+from openfed.flow.federation import Federation
+from openfed.node.accounts import Accounts
+from openfed.node.agent import Agent, Said
+from openfed.node.aggregator import Aggregator
+from openfed.node.conduct import Ended, Flow, conduct
+from openfed.node.trainer import Trainer
+from openfed.plan.lock import Lock
+from openfed.registry import STRATEGIES
+from openfed.store.journal import Journal
+from openfed.store.runs import JOURNAL, run_folder
+from openfed.store.spool import Spool
+from openfed.transport.base import Link
+from openfed.typing import Emit, Tensors
+
+
+def make_flow(lock: Lock) -> Flow:
+    """The flow and the strategy that the plan names."""
+    choice = lock.plan.strategy
+    strategy = STRATEGIES[choice.name](**choice.settings)
+
+    def flow(fed: Federation, model: Tensors) -> Tensors:
+        return fedavg(fed, model, strategy)
+
+    return flow
+
+
+def open_journal(workspace: Path, run: str, plan_digest: str) -> Journal:
+    """The run's journal; a new one begins with the run's id and plan."""
+    journal = Journal(run_folder(workspace, run) / JOURNAL)
+    if journal.fact("run") is None:
+        facts = {"run": run, "plan_digest": plan_digest, "status": "running", "reason": ""}
+        journal.set_facts({**facts, "began": str(time.time())})
+    return journal
+
+
+def make_aggregator(
+    workspace: Path, lock: Lock, run: str, journal: Journal, emit: Emit
+) -> tuple[Aggregator, Callable[[], Awaitable[Ended]]]:
+    """The aggregator, to be served by a transport, and what runs it to its end.
+
+    Call it inside a running event loop.
+    """
+    spool = Spool(run_folder(workspace, run))
+    accounts = Accounts(emit, lambda: (aggregator.received, aggregator.sent))
+    aggregator = Aggregator(lock, run, journal, spool, accounts.emit)
+    handle = Federation(lock, aggregator, journal, spool, accounts.emit, time.time)
+
+    async def go() -> Ended:
+        return await conduct(aggregator, handle, make_flow(lock), workspace / "save", accounts)
+
+    return aggregator, go
+
+
+def make_agent(
+    workspace: Path,
+    lock: Lock,
+    name: str,
+    link: Link,
+    trainer: Trainer,
+    said: Said,
+    facts: Mapping[str, str] | None = None,
+) -> Agent:
+    """A collaborator's agent; its state lives under the run's folder."""
+
+    def state_folder(run: str) -> Path:
+        return run_folder(workspace, run) / "agents" / name
+
+    return Agent(name, lock, link, trainer, state_folder, said, facts)

@@ -1,0 +1,42 @@
+"""Federated averaging, with any server optimiser: the flow that ships."""
+
+from openfed.flow.federation import Federation, State
+from openfed.strategy.base import Strategy
+from openfed.strategy.reduce import add
+from openfed.typing import Json, Tensors
+
+
+def fedavg(fed: Federation, model: Tensors, strategy: Strategy) -> Tensors:
+    """Validate, train, reduce, step; once more validate; the model after the last reduction.
+
+    Model k is the model after k reductions. Round r validates model r-1 and makes model r.
+    Source: McMahan et al. 2017, arXiv:1602.05629, algorithm 1; the server's step: Reddi et al.
+    2021, arXiv:2003.00295, algorithm 1.
+    """
+    model = fed.begin(model)
+    state: State = {"k": 0, "model": model, "server": strategy.init(fed.parameters(model))}
+    for r in fed.rounds(state):
+        validate(fed, state)
+        if fed.stopped():
+            break
+        update = fed.reduce("train", state["model"], settings=train_settings(fed))
+        state["server"], move = strategy.step(state["server"], fed.parameters(update))
+        state["model"] = add(state["model"], {**update, **move})
+        state["k"] = r
+    else:
+        validate(fed, state, final=True)
+    return fed.whole(state["model"])
+
+
+def validate(fed: Federation, state: State, *, final: bool = False) -> None:
+    """Score model k at every site, if the plan has it validated at this k."""
+    chosen = [task for task in fed.plan.tasks if task.name == "validate"]
+    if chosen and (final or state["k"] % fed.plan.validation.every == 0):
+        answers = fed.ask("validate", state["model"], settings=chosen[0].settings)
+        fed.report(state["k"], state["model"], answers)
+
+
+def train_settings(fed: Federation) -> dict[str, Json]:
+    """The plan's settings of `train`, and whether the tuned model is validated at the site."""
+    settings = {task.name: task.settings for task in fed.plan.tasks}
+    return {**settings["train"], "tuned": "validate_tuned" in settings}

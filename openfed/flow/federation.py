@@ -1,0 +1,392 @@
+"""The federation handle: what a flow talks to, and how a flow survives a crash.
+
+A flow is a plain function on this handle. It runs from its beginning after every restart and is
+answered from the journal for everything that has happened, so it must take replies, time and
+randomness from here and carry state across rounds in `rounds` only.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from openfed.ask.machine import Ask, Event, Failed, Replied, step
+from openfed.errors import OpenFedError
+from openfed.flow import metrics as scores
+from openfed.plan.lock import Lock
+from openfed.store.journal import AskRow, Journal, Turn
+from openfed.store.spool import Spool, blob_name
+from openfed.strategy.base import weight_of
+from openfed.strategy.reduce import Weighted, reduce_updates, update_signature
+from openfed.tasks.seeds import derive
+from openfed.tensors.check import frame_limit
+from openfed.tensors.frame import blocks, digest
+from openfed.tensors.record import Kind, Record
+from openfed.typing import Emit, Json, Numbers, Tensors
+from openfed.wire.messages import Assignment, Payload
+
+State = dict[str, Any]
+"""What a flow carries from round to round: tensors, and values that JSON can hold, by name."""
+
+
+class Port(Protocol):
+    """How the handle reaches collaborators. Both methods are called from the flow's thread."""
+
+    def open(self, ask: Ask, assignment: Assignment) -> None:
+        """Offer the assignment to the cohort until the ask is closed."""
+        ...
+
+    def wait(self, ask: str, seen: int) -> AskRow:
+        """Block until the ask has more than `seen` replies in the journal, or is closed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One accepted reply."""
+
+    collaborator: str
+    digest: str
+    size: int
+    numbers: Numbers
+
+
+class Federation:
+    """The handle of one run. Not shared between threads."""
+
+    def __init__(
+        self,
+        lock: Lock,
+        port: Port,
+        journal: Journal,
+        spool: Spool,
+        emit: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        self.plan, self.signature = lock.plan, lock.signature
+        self.roster = tuple(sorted(lock.plan.collaborators))
+        self._port, self._journal, self._spool = port, journal, spool
+        self._emit, self._clock = emit, clock
+        self._limit = frame_limit(update_signature(self.signature))
+        self.run = journal.fact("run") or ""
+        self._round, self._ordinal = 1, 0
+        self._stored: tuple[Tensors, Payload] | None = None
+        self._frozen: Tensors = {}
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        task: str,
+        model: Tensors,
+        *,
+        cohort: Sequence[str] | None = None,
+        settings: Mapping[str, Json] | None = None,
+        updates: bool = False,
+    ) -> tuple[Answer, ...]:
+        """Give a task on `model` to a cohort (default: all) and wait until the ask is closed.
+
+        Returns: the accepted replies, sorted by collaborator.
+        Raises: OpenFedError F01: fewer replies than the plan's quorum. F02: the journal holds
+        another ask at this place, so this flow is not the one that the run began with.
+        """
+        replies = list(self.stream(task, model, cohort=cohort, settings=settings, updates=updates))
+        return tuple(sorted(replies, key=lambda answer: answer.collaborator))
+
+    def stream(
+        self,
+        task: str,
+        model: Tensors,
+        *,
+        cohort: Sequence[str] | None = None,
+        settings: Mapping[str, Json] | None = None,
+        updates: bool = False,
+    ) -> Iterator[Answer]:
+        """Like `ask`, but gives each reply as soon as it is accepted; the order is journaled."""
+        names = tuple(sorted(self.roster if cohort is None else cohort))
+        row, ask = self._open(task, model, names, dict(settings or {}), updates)
+        seen = 0
+        while True:
+            for reply in row.replies[seen:]:
+                if not reply.code:
+                    yield self._answer(reply.collaborator, reply.digest, reply.size)
+            seen = len(row.replies)
+            if row.met is not None:
+                break
+            row = self._port.wait(row.id, seen)
+        if not row.met:
+            raise OpenFedError("F01", _shortfall(row, ask))
+
+    def reduce(
+        self, task: str, model: Tensors, *, settings: Mapping[str, Json] | None = None
+    ) -> Tensors:
+        """Ask the round's cohort for updates of `model` and take their weighted mean."""
+        answers = self.ask(task, model, cohort=self.cohort(), settings=settings, updates=True)
+        self.report(self._round - 1, model, answers)
+        return self.merge(answers)
+
+    def merge(self, answers: Sequence[Answer]) -> Tensors:
+        """The plan's aggregate of the answers' updates (see `openfed.strategy.reduce`)."""
+        rule = self.plan.weights
+        with ExitStack() as stack:
+            updates = [
+                Weighted(
+                    stack.enter_context(
+                        self._spool.open(a.digest, a.collaborator, limit=self._limit)
+                    ),
+                    weight_of(a.numbers["n"][0], rule.name, rule.settings),
+                )
+                for a in answers
+            ]
+            return reduce_updates(updates, update_signature(self.signature))
+
+    def cohort(self) -> tuple[str, ...]:
+        """Who trains this round: the plan's fraction of the roster, drawn from the plan's seed."""
+        count = self.plan.cohort.size(len(self.roster))
+        chosen = self.rng("cohort").choice(len(self.roster), size=count, replace=False)
+        return tuple(self.roster[index] for index in sorted(chosen))
+
+    def _open(
+        self, task: str, model: Tensors, cohort: tuple[str, ...], settings: dict[str, Json],
+        updates: bool,
+    ) -> tuple[AskRow, Ask]:  # fmt: skip
+        payloads = [self._put("model", model)]
+        if self._frozen:
+            payloads.append(self._put("frozen", self._frozen))
+        id = _ask_id(self.run, self._round, self._ordinal, task, settings, cohort, payloads)
+        row = self._journal.ask_at(self._round, self._ordinal)
+        if row is None:
+            self._journal.open_ask(id, self._round, self._ordinal, task)
+            row = self._journal.ask(id)
+            assert row is not None
+        elif row.id != id:
+            place = f"round {self._round}, ask {self._ordinal}"
+            raise OpenFedError("F02", f"{place}: the journal holds another ask ({row.task}) there")
+        self._ordinal += 1
+        ask = replayed(row, cohort, self._quorum(cohort), self.plan.cohort.deadline)
+        if row.met is None:
+            fields = {"round": self._round_shown(), "task": task, "cohort": list(cohort)}
+            self._emit("ask.opened", fields)
+            assignment = Assignment(
+                id, task, self._round, settings, tuple(payloads), updates, self._limit
+            )
+            self._port.open(ask, assignment)
+        return row, ask
+
+    def _quorum(self, cohort: tuple[str, ...]) -> int:
+        quorum = self.plan.cohort.quorum
+        return len(cohort) if quorum == "all" else min(int(quorum), len(cohort))
+
+    def _put(self, name: str, tensors: Tensors) -> Payload:
+        if self._stored and self._stored[0] is tensors:  # hashed once per model, not per ask
+            return self._stored[1]
+        found, size = self._spool.put(blocks(Record(tensors)))
+        payload = Payload(name, found, size)
+        if name == "model":
+            self._stored = (tensors, payload)
+        return payload
+
+    def _answer(self, collaborator: str, digest: str, size: int) -> Answer:
+        with self._spool.open(digest, collaborator, limit=self._limit) as frame:
+            return Answer(collaborator, digest, size, frame.layout.numbers)
+
+    # -- rounds --------------------------------------------------------------------------------
+
+    def rounds(self, state: State) -> Iterator[int]:
+        """The plan's rounds, from the first that the journal has not committed.
+
+        `state` is filled from the last commit before the first turn, changed by the flow in
+        place, and committed at the end of each turn. After the loop it is the final state, also
+        when no round was left to run.
+        """
+        turn = self._journal.turn()
+        if turn is None:
+            self._commit(0, state)
+            turn = Turn(0, {})
+        else:
+            state.clear()
+            state.update(self._decode(turn.state))
+        for r in range(turn.round + 1, self.plan.rounds + 1):
+            self._round, self._ordinal = r, 0
+            began = self._clock()
+            self._emit("round.started", {"round": r})
+            yield r
+            self._commit(r, state)
+            self._ended(state, began)
+        self._round, self._ordinal = self.plan.rounds + 1, 0
+
+    def _commit(self, round: int, state: State) -> None:
+        encoded = {name: self._encode(name, value) for name, value in state.items()}
+        self._journal.commit_turn(Turn(round, encoded), self._clock())
+        self._spool.keep_only(self._needed(round, encoded))
+
+    def _encode(self, name: str, value: Any) -> Mapping[str, Json]:
+        if isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values()):
+            return {"frame": self._put(name, value).digest}
+        return {"value": value}
+
+    def _decode(self, encoded: Mapping[str, Any]) -> State:
+        return {
+            name: self._load(value["frame"]) if "frame" in value else value["value"]
+            for name, value in encoded.items()
+        }
+
+    def _load(self, found: str) -> Tensors:
+        with self._spool.open(found, limit=1 << 62) as frame:
+            return frame.record().tensors
+
+    def _needed(self, round: int, encoded: Mapping[str, Any]) -> set[str]:
+        """The blobs that this state, the best model and the plan's retention still need."""
+        needed = {str(value["frame"]) for value in encoded.values() if "frame" in value}
+        best = self.best()
+        if best:
+            needed.add(best["blob"])
+        if self._frozen:
+            needed.add(self._put("frozen", self._frozen).digest)
+        kept = self.plan.retention.updates
+        if isinstance(kept, str):
+            first = 1 if kept == "all" else round + 1
+        else:
+            first = round + 1 - kept.rounds
+        for row in self._journal.asks():
+            if row.round >= first:
+                needed |= {blob_name(r.digest, r.collaborator) for r in row.replies if r.digest}
+        return needed
+
+    def _ended(self, state: State, began: float) -> None:
+        fields: dict[str, Any] = {"round": self._round, "seconds": self._clock() - began}
+        if "model" in state:
+            fields["digest"] = self.model_digest(state["model"])
+        self._emit("round.ended", fields)
+
+    def _round_shown(self) -> int:
+        return min(self._round, self.plan.rounds)
+
+    @property
+    def turns(self) -> int:
+        """How many rounds are committed: the k of the last model."""
+        turn = self._journal.turn()
+        return turn.round if turn else 0
+
+    def remember(self, facts: Mapping[str, str]) -> None:
+        """Add to what the journal knows of the run."""
+        self._journal.set_facts(facts)
+
+    # -- models --------------------------------------------------------------------------------
+
+    def begin(self, model: Tensors) -> Tensors:
+        """Take the initial model apart: frozen entries are fetched once by every site."""
+        frozen = {spec.name for spec in self.signature if spec.kind is Kind.FROZEN}
+        self._frozen = {name: x for name, x in model.items() if name in frozen}
+        return {name: x for name, x in model.items() if name not in frozen}
+
+    def whole(self, model: Tensors) -> Tensors:
+        """The model of record: what travels and what is frozen."""
+        return {**model, **self._frozen}
+
+    def model_digest(self, model: Tensors) -> str:
+        return digest(Record(self.whole(model)))
+
+    def parameters(self, tensors: Tensors) -> Tensors:
+        """The floating parameters among `tensors`: all that a strategy may see."""
+        names = {spec.name for spec in self.signature if spec.kind is Kind.PARAMETER}
+        return {name: x for name, x in tensors.items() if name in names}
+
+    # -- reports -------------------------------------------------------------------------------
+
+    def report(self, k: int, model: Tensors, answers: Sequence[Answer]) -> None:
+        """Publish the answers' metrics of model `k`, and remember the best model by them."""
+        key = f"metrics/{self._round:08d}/{self._ordinal:04d}"
+        rows = scores.rows(self._round_shown(), k, [(a.collaborator, a.numbers) for a in answers])
+        known = bool(self._journal.notes(key))
+        with self._journal.transaction():
+            self._journal.note(key, rows)
+            found = self._improve(k, model, rows)
+        if not known:
+            for row in rows:
+                self._emit("metric", row)
+            if found:
+                self._emit("model.best", found)
+
+    def _improve(self, k: int, model: Tensors, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        wanted = self.plan.best
+        value = scores.aggregate(rows, "validate", wanted.metric) if wanted else None
+        if wanted is None or value is None:
+            return None
+        best = self.best()
+        if best is not None and not scores.better(value, best["value"], wanted.mode):
+            return None
+        blob = self._put("model", model).digest
+        found = {"model": k, "metric": wanted.metric, "value": value, "blob": blob}
+        self._journal.set_facts({"best": json.dumps(found)})
+        return {key: found[key] for key in ("model", "metric", "value")}
+
+    def best(self) -> dict[str, Any] | None:
+        """{model, metric, value, blob} of the best validated model so far."""
+        text = self._journal.fact("best")
+        return json.loads(text) if text else None
+
+    def best_model(self) -> Tensors | None:
+        best = self.best()
+        return self._load(best["blob"]) if best else None
+
+    def stopped(self) -> bool:
+        """Whether the plan's `stop` rule says that training is over."""
+        rule = self.plan.stop
+        if rule is None:
+            return False
+        history = [
+            value
+            for _, rows in self._journal.notes("metrics/")
+            if (value := scores.aggregate(rows, "validate", rule.metric)) is not None
+        ]
+        return scores.exhausted(history, rule.mode, rule.patience, rule.min_delta)
+
+    # -- time and randomness -------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since the epoch; the same again when the flow is replayed."""
+        key = f"now/{self._round}/{self._ordinal}"
+        value = self._journal.note(key, self._clock())
+        assert isinstance(value, float)
+        return value
+
+    def rng(self, *purpose: str | int) -> np.random.Generator:
+        """A generator that depends on the plan's seed, the round and the purpose, nothing else."""
+        return np.random.default_rng(derive(self.plan.seed, self._round, *purpose))
+
+
+def replayed(row: AskRow, cohort: tuple[str, ...], quorum: int, deadline_s: float | None) -> Ask:
+    """The ask as the journal's events made it."""
+    ask = Ask(row.id, cohort, quorum, deadline_s, elapsed_s=row.elapsed_s)
+    for reply in row.replies:
+        event: Event = Replied(reply.collaborator, reply.digest)
+        if reply.code:
+            event = Failed(reply.collaborator, reply.code)
+        ask, _ = step(ask, event)
+    return ask
+
+
+def _ask_id(
+    run: str, round: int, ordinal: int, task: str, settings: Mapping[str, Json],
+    cohort: tuple[str, ...], payloads: Sequence[Payload],
+) -> str:  # fmt: skip
+    parts = [run, round, ordinal, task, settings, cohort, [p.digest for p in payloads]]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _shortfall(row: AskRow, ask: Ask) -> str:
+    accepted = sum(1 for reply in row.replies if not reply.code)
+    failed = [f"{r.collaborator}: {r.code} {r.message}" for r in row.replies if r.code]
+    answered = {reply.collaborator for reply in row.replies}
+    silent = [f"{name}: no reply by then" for name in ask.cohort if name not in answered]
+    who = "; ".join(failed + silent)
+    return (
+        f"{row.task} in round {row.round}: expected replies of {ask.quorum} of "
+        f"{len(ask.cohort)} collaborators, got {accepted}: {who}"
+    )

@@ -1,0 +1,82 @@
+"""From the sums that sites report to the values that people read: pure functions."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from openfed.tasks.metrics import finish, metric_name
+from openfed.typing import Numbers
+
+AGGREGATE = "aggregate"
+PREFIX = "metrics/"
+
+
+TASKS = ("train", "validate", "validate_tuned")
+ABOUT = frozenset({"n", "seconds", "import_seconds"})
+"""Numbers that every reply may hold."""
+
+
+def declared(metrics: Sequence[str]) -> frozenset[str]:
+    """The names of all numbers that a plan with these metrics lets a site send."""
+    names = {"loss", *(metric_name(metric) for metric in metrics)}
+    return ABOUT | {f"{PREFIX}{task}/{name}" for task in TASKS for name in names}
+
+
+def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list[dict[str, Any]]:
+    """One row per (task, metric, collaborator), and the aggregate of the summed sums.
+
+    A site whose denominator is 0 has no row; a metric that no site has, none at all.
+    """
+    found = []
+    names = sorted({name for _, numbers in replies for name in numbers if name.startswith(PREFIX)})
+    for name in names:
+        _, task, metric = name.split("/", 2)
+        given = [(who, numbers[name], _n(numbers)) for who, numbers in replies if name in numbers]
+        merged = merge([sums for _, sums, _ in given])
+        total = (AGGREGATE, merged, sum(n for _, _, n in given))
+        for who, sums, n in (*given, total):
+            value = finish(metric, sums)
+            if value is not None:
+                row = {"round": round, "model": model, "collaborator": who, "task": task}
+                found.append({**row, "metric": metric, "value": value, "n": n})
+    return found
+
+
+def _n(numbers: Numbers) -> int:
+    return int(numbers["n"][0])
+
+
+def merge(sums: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Element by element, in the order given. Sites whose lengths differ are left out but for
+    those of the first's."""
+    width = len(sums[0])
+    return tuple(sum(column) for column in zip(*(s for s in sums if len(s) == width), strict=True))
+
+
+def aggregate(rows: Sequence[dict[str, Any]], task: str, metric: str) -> float | None:
+    """The aggregated value among the rows of one ask, if it is there."""
+    for row in rows:
+        if (row["collaborator"], row["task"], row["metric"]) == (AGGREGATE, task, metric):
+            return float(row["value"])
+    return None
+
+
+def better(value: float, than: float, mode: Literal["max", "min"]) -> bool:
+    """Strictly: a tie keeps the earlier."""
+    return value > than if mode == "max" else value < than
+
+
+def exhausted(
+    history: Sequence[float], mode: Literal["max", "min"], patience: int, min_delta: float
+) -> bool:
+    """Whether the last `patience` values all failed to improve on the best before by
+    `min_delta`."""
+    if not history:
+        return False
+    best, since = history[0], 0
+    for value in history[1:]:
+        target = best + min_delta if mode == "max" else best - min_delta
+        if better(value, target, mode):
+            best, since = value, 0
+        else:
+            since += 1
+    return since >= patience

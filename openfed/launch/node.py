@@ -1,0 +1,237 @@
+"""A node as a process: the aggregator, or a collaborator's agent.
+
+    python -m openfed.launch.node aggregator --workspace W --run ID --listen HOST:PORT
+    python -m openfed.launch.node agent --workspace W --name N --address HOST:PORT --exchange DIR
+
+The aggregator writes its events to standard output, one JSON object a line. Both stop, and leave
+a run that can be resumed, when their standard input ends or at SIGTERM.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from openfed.assemble import make_agent, make_aggregator, open_journal
+from openfed.errors import OpenFedError, TransportError
+from openfed.node.aggregator import Interrupted
+from openfed.node.trainer import SocketTrainer
+from openfed.pki.files import load_identity
+from openfed.plan.lock import Lock, read_lock, verify_files
+from openfed.store.runs import hold
+from openfed.transport.grpc import GrpcLink, serve
+from openfed.transport.retry import Policy, retrying
+from openfed.typing import Emit
+from openfed.wire.messages import RunState
+
+T = TypeVar("T")
+Said = Callable[[str], None]
+
+PATIENCE = Policy()
+"""How long an agent tries to reach its aggregator before it gives up."""
+
+
+def load_lock(root: Path) -> Lock:
+    """The workspace's frozen plan; the code beside it must be the code it was frozen with."""
+    lock = read_lock(root / "plan" / "plan.lock")
+    verify_files(root, lock)
+    return lock
+
+
+async def run_aggregator(
+    root: Path, run: str, listen: str, emit: Emit, stop: asyncio.Event
+) -> RunState:
+    """Serve a run until it ends.
+
+    Raises: Interrupted when `stop` is set; CertificateError, TransportError, PlanError.
+    """
+    lock = load_lock(root)
+    plan = lock.plan
+    identity = load_identity(root / "cert", "aggregator", federation=plan.federation)
+    held = hold(root, run)
+    journal = open_journal(root, run, lock.digest)
+    try:
+        aggregator, go = make_aggregator(root, lock, run, journal, emit)
+        async with serve(aggregator, identity, listen) as server:
+            host = listen.rpartition(":")[0]
+            emit("listening", {"address": f"{host}:{server.port}"})
+            emit("run.started", _about(lock, run, resumed=journal.turn() is not None))
+            stopping = asyncio.create_task(_interrupt_when(stop, aggregator.interrupt))
+            try:
+                return (await go()).state
+            finally:
+                stopping.cancel()
+    finally:
+        journal.close()
+        os.close(held)
+
+
+def _about(lock: Lock, run: str, *, resumed: bool) -> dict[str, Any]:
+    plan = lock.plan
+    return {
+        "run": run,
+        "plan_digest": lock.digest,
+        "federation": plan.federation,
+        "name": plan.name,
+        "rounds": plan.rounds,
+        "collaborators": list(plan.collaborators),
+        "resumed": resumed,
+    }
+
+
+async def _interrupt_when(stop: asyncio.Event, interrupt: Callable[[str], Awaitable[None]]) -> None:
+    await stop.wait()
+    await interrupt("stopped before the run had ended: start it again to resume")
+
+
+async def run_agent(
+    root: Path, name: str, address: str, exchange: Path, said: Said, stop: asyncio.Event
+) -> tuple[RunState, str]:
+    """Take part in the aggregator's run until it ends; returns how and why.
+
+    Raises: Interrupted when `stop` is set; TransportError, CertificateError, PolicyError.
+    """
+    lock = load_lock(root)
+    federation = lock.plan.federation
+    identity = load_identity(root / "cert", name, federation=federation, role="collaborator")
+    exchange.mkdir(mode=0o700, parents=True, exist_ok=True)
+    trainer = SocketTrainer(exchange, said)
+    await trainer.start()
+    link = retrying(GrpcLink(address, identity), PATIENCE, sleep=_announced(said, address))
+    agent = make_agent(root, lock, name, link, trainer, said, _facts())
+    try:
+        return await _until(stop, agent.run())
+    finally:
+        await trainer.close()
+        await link.close()
+
+
+def _announced(said: Said, address: str) -> Callable[[float], Awaitable[None]]:
+    """A pause between two attempts, said the first time and then every half minute."""
+    last = -60.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > 30:
+            said(f"waiting for the aggregator at {address}")
+            last = time.monotonic()
+        await asyncio.sleep(seconds)
+
+    return sleep
+
+
+def _facts() -> Mapping[str, str]:
+    return {"isolation": "process", "python": sys.version.split()[0]}
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Interrupted("S13", "stopped before the run had ended: start it again to resume")
+        return working.result()
+    finally:
+        stopping.cancel()
+        working.cancel()
+        with suppress(asyncio.CancelledError, OpenFedError):
+            await working
+
+
+def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
+    """Run `work(stop)`; SIGTERM and SIGINT set `stop`."""
+
+    async def main() -> T:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        return await work(stop)
+
+    return asyncio.run(main())
+
+
+def _watch_lifeline() -> None:
+    """Stop like at SIGTERM when the launcher closes our standard input, or dies."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _print_event(kind: str, fields: Mapping[str, Any]) -> None:
+    line = json.dumps({"event": kind, "at": time.time(), **fields})
+    sys.stdout.write(line + "\n")  # one write: events come from two threads
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    clock = time.strftime("%H:%M:%S")
+    sys.stderr.write(f"{clock} {text}\n")
+    sys.stderr.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="openfed.launch.node")
+    roles = parser.add_subparsers(dest="role", required=True)
+    aggregator, agent = roles.add_parser("aggregator"), roles.add_parser("agent")
+    for each in (aggregator, agent):
+        each.add_argument("--workspace", type=Path, required=True)
+    aggregator.add_argument("--run", required=True)
+    aggregator.add_argument("--listen", required=True)
+    agent.add_argument("--name", required=True)
+    agent.add_argument("--address", required=True)
+    agent.add_argument("--exchange", type=Path, required=True)
+    return parser
+
+
+def _serve_role(given: argparse.Namespace) -> int:
+    if given.role == "aggregator":
+        state = run_until_stopped(
+            lambda stop: run_aggregator(
+                given.workspace, given.run, given.listen, _print_event, stop
+            )
+        )
+        return 0 if state is RunState.COMPLETED else 1
+    run_until_stopped(
+        lambda stop: run_agent(
+            given.workspace, given.name, given.address, given.exchange, _say, stop
+        )
+    )
+    return 0
+
+
+def main() -> None:
+    """The process: every fault is a line on standard error and an exit code."""
+    given = _parser().parse_args()
+    _watch_lifeline()
+    try:
+        code = _serve_role(given)
+    except Interrupted as error:
+        _say(error.message)
+        code = 130
+    except OpenFedError as error:
+        _say(str(error))
+        code = error.exit_code
+    except OSError as error:
+        _say(f"S12  {error}")
+        code = TransportError.exit_code if isinstance(error, ConnectionError) else 1
+    except Exception:  # noqa: BLE001 (a bug of ours: the log must have it)
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The collaborator's agent: asks for work, passes it to the task process, sends what is allowed.
+
+It holds the keys and the connection, and never sees the data. Every reply is checked, encoded and
+made durable before the first byte of it is sent; what was sent once is sent again unchanged.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from openfed.errors import PolicyError, TaskError
+from openfed.flow.metrics import declared
+from openfed.node.trainer import Inputs, Trainer
+from openfed.plan.lock import Lock
+from openfed.store.local import LocalStore, Owed
+from openfed.strategy.reduce import difference, update_signature
+from openfed.tasks.base import Outcome, Task
+from openfed.tasks.seeds import derive
+from openfed.tensors.check import check_entries, check_finite, check_numbers
+from openfed.tensors.frame import blocks
+from openfed.tensors.record import Record, is_local, signature_of
+from openfed.transport.base import Blocks, Link
+from openfed.typing import Tensors
+from openfed.wire.messages import (
+    BLOCK,
+    Assignment,
+    Failure,
+    Hello,
+    Next,
+    Orders,
+    Payload,
+    Pull,
+    Push,
+    Report,
+    Ruling,
+    RunState,
+    Stamp,
+    Verdict,
+)
+
+WAIT_S = 25.0
+"""How long a `next` may be held: shorter than what most firewalls call idle."""
+
+Said = Callable[[str], None]
+
+
+class Agent:
+    """One collaborator in one run. `state_folder` is given the run's id."""
+
+    def __init__(
+        self,
+        name: str,
+        lock: Lock,
+        link: Link,
+        trainer: Trainer,
+        state_folder: Callable[[str], Path],
+        said: Said,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name, self.lock, self._link, self._trainer = name, lock, link, trainer
+        self._state_folder, self._said, self._facts = state_folder, said, dict(facts or {})
+        self._run_id = ""
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._training: set[str] = set()  # of the asks at work, those that can still be dropped
+        self._turn = asyncio.Lock()  # one task at a time, in the order of the asks
+        self._updates = update_signature(lock.signature)
+        self._numbers = declared(lock.plan.metrics)
+
+    async def run(self) -> tuple[RunState, str]:
+        """Take part until the run ends; returns how it ended and why.
+
+        Raises: TransportError, PolicyError, CertificateError: faults that trying again won't mend.
+        """
+        welcome = await self._link.hello(Hello(self._stamp(), self._facts))
+        self._run_id = welcome.stamp.run
+        self._store = LocalStore(self._state_folder(self._run_id))
+        self._said(f"joined run {self._run_id}")
+        try:
+            return await self._take_part()
+        finally:
+            for task in self._working.values():
+                task.cancel()
+            await asyncio.gather(*self._working.values(), return_exceptions=True)
+            self._store.close()
+
+    async def _take_part(self) -> tuple[RunState, str]:
+        while True:
+            orders = await self._ordered()
+            if orders.state.ended:
+                self._said(
+                    f"run {orders.state.value}{': ' if orders.reason else ''}{orders.reason}"
+                )
+                return orders.state, orders.reason
+            for ask in orders.cancel:
+                if ask in self._training:  # what is encoded is reported, be it late
+                    self._working[ask].cancel()
+            if orders.assignment and orders.assignment.ask not in self._working:
+                work = asyncio.create_task(self._work(orders.assignment))
+                self._working[orders.assignment.ask] = work
+
+    async def _ordered(self) -> Orders:
+        """The answer to one `next`; meanwhile, a fault in the work at hand is raised at once."""
+        self._reap()
+        asking = Next(self._stamp(), WAIT_S, tuple(self._working))
+        call = asyncio.create_task(self._link.next(asking))
+        try:
+            while not call.done():
+                waited = {call, *self._working.values()}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                self._reap()
+            return call.result()
+        finally:
+            call.cancel()
+
+    def _reap(self) -> None:
+        """Forget finished work; what it could not report ends the agent."""
+        for ask, work in list(self._working.items()):
+            if work.done():
+                del self._working[ask]
+                if not work.cancelled() and (error := work.exception()) is not None:
+                    raise error
+
+    async def _work(self, assignment: Assignment) -> None:
+        async with self._turn:
+            owed = self._store.owed(assignment.ask)
+            try:
+                if owed is None or owed.ruling:
+                    self._training.add(assignment.ask)
+                    owed = await self._answer(assignment)
+            except TaskError as error:
+                self._said(f"{error}\n{error.traceback}".rstrip())
+                failure = Failure(error.code, error.message, error.traceback)
+                await self._link.report(Report(self._stamp(), assignment.ask, failure=failure))
+                return
+            finally:
+                self._training.discard(assignment.ask)
+            verdict = await self._send(assignment.ask, owed)
+            accepted = verdict.ruling in (Ruling.ACCEPTED, Ruling.DUPLICATE)
+            await asyncio.to_thread(
+                self._store.settle, owed, verdict.ruling.value, accepted=accepted
+            )
+            if not accepted:
+                what = f"{assignment.task} of round {assignment.round}"
+                self._said(f"{what}: {verdict.ruling.value} {verdict.code} {verdict.message}")
+            self._store.sweep(payload.digest for payload in assignment.payloads)
+
+    async def _answer(self, assignment: Assignment) -> Owed:
+        """Fetch, run, check, encode, commit."""
+        self._allow(assignment)
+        paths = {p.name: await self._fetch(p) for p in assignment.payloads}
+        state = self._store.state()
+        local = self._store.spool.path(state) if state else None
+        inputs = Inputs(paths["model"], paths.get("frozen"), local)
+        seed = derive(self.lock.plan.seed, assignment.round, self.name, assignment.task)
+        task = Task(
+            assignment.task,
+            assignment.round,
+            self.lock.plan.rounds,
+            self.name,
+            seed,
+            assignment.settings,
+        )
+        outcome = await self._trainer.run(task, inputs, assignment.limit)
+        return await asyncio.to_thread(self._commit, assignment, paths["model"], outcome)
+
+    def _allow(self, assignment: Assignment) -> None:
+        """The gate: only what the approved plan says."""
+        tasks = {task.name for task in self.lock.plan.tasks}
+        if assignment.task not in tasks or assignment.updates != (assignment.task == "train"):
+            raise PolicyError("R12", f"{assignment.task} is not a task of the approved plan")
+
+    def _commit(self, assignment: Assignment, base: Path, outcome: Outcome) -> Owed:
+        """Turn the outcome into the reply's frame; it and the new local state are one commit."""
+        update = self._update(outcome.tensors, base) if assignment.updates else {}
+        check_numbers(outcome.numbers, self._numbers, trained=assignment.updates)
+        local = None if outcome.local is None else blocks(Record(outcome.local))
+        return self._store.owe(assignment.ask, blocks(Record(update, outcome.numbers)), local)
+
+    def _update(self, trained: Tensors, base: Path) -> Tensors:
+        """`trained - base`, checked: the only way for tensors out of this site.
+
+        Raises: TaskError K21..K23, K29.
+        """
+        for name in trained:
+            if is_local(name, self.lock.plan.scope):
+                raise TaskError("K29", f"{name}: the plan keeps this entry at its site")
+        expected = tuple(
+            s for s in self.lock.signature if s.name in {u.name for u in self._updates}
+        )
+        check_entries(signature_of(trained), expected)
+        for name, value in trained.items():
+            check_finite(name, value)
+        with self._store.spool.open(base.name, limit=1 << 62) as frame:
+            model = frame.record().tensors
+        update = difference(trained, model, expected)
+        for name, value in update.items():
+            check_finite(name, value)
+        return update
+
+    async def _fetch(self, payload: Payload) -> Path:
+        """The payload's blob, from the spool or the aggregator, whole and checked."""
+        spool = self._store.spool
+        if not spool.has(payload.digest):
+            growing = await asyncio.to_thread(spool.grow, payload.digest, size=payload.size)
+            with growing:
+                pull = Pull(self._stamp(), payload.digest, growing.at)
+                async for block in self._link.pull(pull):
+                    await asyncio.to_thread(growing.append, block)
+                await asyncio.to_thread(growing.finish)
+        return spool.path(payload.digest)
+
+    async def _send(self, ask: str, owed: Owed) -> Verdict:
+        push = Push(self._stamp(), ask, owed.digest, owed.size)
+        await self._link.push(push, lambda offset: self._blocks(owed.digest, offset))
+        report = Report(self._stamp(), ask, owed.digest, owed.size)
+        return await self._link.report(report)
+
+    async def _blocks(self, digest: str, offset: int) -> Blocks:
+        read = self._store.spool.read(digest, offset, BLOCK)
+        while block := await asyncio.to_thread(next, read, b""):
+            yield block
+
+    def _stamp(self) -> Stamp:
+        plan = self.lock.plan
+        return Stamp(plan.federation, self._run_id, self.lock.digest, secrets.token_hex(8))

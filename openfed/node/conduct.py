@@ -1,0 +1,142 @@
+"""One run from its journal to its saved models: the flow in a thread, the result on disk."""
+
+import asyncio
+import json
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from openfed.errors import OpenFedError, PolicyError
+from openfed.files import write_whole
+from openfed.flow import metrics as scores
+from openfed.flow.federation import Federation
+from openfed.node.accounts import Accounts
+from openfed.node.aggregator import Aggregator, Interrupted
+from openfed.plan.lock import Lock
+from openfed.store.journal import Journal
+from openfed.tensors.frame import digest
+from openfed.tensors.model_file import read_model, write_model
+from openfed.tensors.record import Record
+from openfed.typing import Emit, Tensors
+from openfed.wire.messages import RunState
+
+Flow = Callable[[Federation, Tensors], Tensors]
+
+FAREWELL_S = 10.0
+"""How long an aggregator stays to tell its collaborators that the run has ended."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended. `summary` is the object that `fx run --json` prints."""
+
+    state: RunState
+    reason: str
+    summary: dict[str, Any]
+
+
+async def conduct(
+    aggregator: Aggregator, handle: Federation, flow: Flow, saved: Path, accounts: Accounts
+) -> Ended:
+    """Run the flow to its end, save the models, tell everyone.
+
+    A run that an `Interrupted` stops keeps its journal open and raises it; every other fault ends
+    the run as failed, with the reason.
+    """
+    began = time.monotonic()
+    lock, journal = aggregator.lock, aggregator.journal
+    state, reason = RunState.COMPLETED, ""
+    try:
+        await asyncio.to_thread(_train, lock, handle, flow, saved, accounts.emit)
+    except Interrupted:
+        raise
+    except OpenFedError as error:
+        state, reason = RunState.FAILED, f"{error.code}  {error.message}"
+    except Exception as error:  # noqa: BLE001 (a bug of ours or of a flow must end the run, said)
+        traceback.print_exc()
+        state, reason = RunState.FAILED, f"F03  {type(error).__name__}: {error}"
+    await asyncio.to_thread(
+        journal.set_facts, {"status": state.value, "reason": reason, "ended": str(time.time())}
+    )
+    summary = summarise(lock, journal, saved, (aggregator.received, aggregator.sent))
+    seconds = {"total": time.monotonic() - began, "training": accounts.training}
+    summary["seconds"] = {**seconds, "imports": accounts.imports}
+    accounts.emit("run.ended", summary)
+    await aggregator.end(state, reason)
+    await aggregator.everyone_told(FAREWELL_S)
+    return Ended(state, reason, summary)
+
+
+def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path, emit: Emit) -> None:
+    """Run the flow; save `last` and `best`, and say in `manifest.json` what they are."""
+    init = saved / f"{lock.plan.name}_init.safetensors"
+    last = flow(handle, _initial(init, lock))
+    models = {"last": (handle.turns, last)}
+    best, best_model = handle.best(), handle.best_model()
+    if best is not None and best_model is not None:
+        models["best"] = (best["model"], handle.whole(best_model))
+    listed: dict[str, Any] = {"init": {"model": 0, "path": str(init), "digest": lock.model_digest}}
+    for which, (k, model) in models.items():
+        path = saved / f"{lock.plan.name}_{which}.safetensors"
+        write_model(path, model)
+        listed[which] = {"model": k, "path": str(path), "digest": digest(Record(model))}
+        emit("model.saved", {"which": which, **listed[which]})
+    handle.remember({"last": listed["last"]["digest"]})
+    about = {"run": handle.run, "plan_digest": lock.digest, "best": best and best["metric"]}
+    content = {**about, "models": listed, "versions": _versions()}
+    text = json.dumps(content, indent=2, sort_keys=True)
+    write_whole(saved / "manifest.json", text.encode() + b"\n")
+
+
+def _initial(path: Path, lock: Lock) -> Tensors:
+    """Raises: UsageError U10 unreadable; PolicyError R13 it is not the plan's initial model."""
+    model = read_model(path)
+    found = digest(Record(model))
+    if found != lock.model_digest:
+        ours, theirs = lock.model_digest[:16], found[:16]
+        raise PolicyError("R13", f"{path}: expected the plan's {ours}..., got {theirs}...")
+    return model
+
+
+def _versions() -> dict[str, str]:
+    found = {name: version(name) for name in ("numpy", "grpcio", "openfed-fx")}
+    return {**found, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def summarise(
+    lock: Lock, journal: Journal, saved: Path, transferred: tuple[int, int]
+) -> dict[str, Any]:
+    """What is known of a run from its journal, and what it moved: the object of `--json`."""
+    turn, best = journal.turn(), journal.fact("best")
+    found = json.loads(best) if best else None
+    up, down = transferred
+    path, last = str(saved / f"{lock.plan.name}_last.safetensors"), journal.fact("last")
+    return {
+        "status": journal.fact("status"),
+        "rounds": turn.round if turn else 0,
+        "reason": journal.fact("reason") or None,
+        "run": journal.fact("run"),
+        "plan_digest": lock.digest,
+        "model": {"path": path, "digest": last} if last else None,
+        "best": {key: found[key] for key in ("model", "metric", "value")} if found else None,
+        "metrics": _last_metrics(journal),
+        "bytes": {"up": up, "down": down, "up_raw": up, "down_raw": down},
+    }
+
+
+def _last_metrics(journal: Journal) -> dict[str, float]:
+    """The aggregated metrics of the last validated model."""
+    for _, rows in reversed(journal.notes("metrics/")):
+        found = {
+            row["metric"]: row["value"]
+            for row in rows
+            if row["collaborator"] == scores.AGGREGATE and row["task"] == "validate"
+        }
+        if found:
+            return found
+    return {}

@@ -1,0 +1,230 @@
+"""The agent's side of the task process: the exchange folder and its socket.
+
+The process that can see the data cannot reach the network; this is the other one. It treats
+whatever the task process says and writes as input from outside.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from openfed.errors import CODES, TaskError, WireError
+from openfed.tasks.base import Outcome, Task
+from openfed.tasks.channel import listen, read_message, write_message
+from openfed.tensors.frame import open_frame, unpack
+from openfed.tensors.record import Record
+
+RETURN_S = 60.0
+"""How long a lost task process has to come back before its task is given up."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Frames that a task works on; `frozen` and `local` may be absent."""
+
+    model: Path
+    frozen: Path | None = None
+    local: Path | None = None
+
+
+class Trainer(Protocol):
+    """Runs tasks where the data is."""
+
+    async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
+        """Raises TaskError: the task failed, or its process died."""
+        ...
+
+
+@dataclass
+class Child:
+    """A connected task process."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    previous_exit: int | None
+    ready: bool = False
+    import_seconds: float = 0.0
+
+
+class SocketTrainer:
+    """Talks to the task process that connects to `exchange/agent.sock`; one at a time."""
+
+    def __init__(self, exchange: Path, said: Callable[[str], None]) -> None:
+        self.exchange, self._said = exchange, said
+        self._child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._server: asyncio.Server | None = None
+        self._copied: dict[str, str] = {}
+        for name in ("in", "out"):
+            (exchange / name).mkdir(mode=0o700, exist_ok=True)
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._met, sock=listen(self.exchange))
+
+    async def close(self) -> None:
+        """Tell the task process that the run is over (it exits when the socket closes)."""
+        if self._server is not None:
+            self._server.close()
+        if self._child.done() and not self._child.cancelled():
+            self._child.result().writer.close()
+        self._child.cancel()
+
+    async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            hello = await read_message(reader)
+        except WireError as error:
+            self._said(f"task process refused: {error}")
+            hello = None
+        if hello is None or hello.get("op") != "hello":
+            writer.close()
+            return
+        previous = hello.get("previous_exit")
+        child = Child(reader, writer, previous if isinstance(previous, int) else None)
+        if self._child.done():  # the one before is gone, or about to be found so
+            self._child = asyncio.get_running_loop().create_future()
+        self._child.set_result(child)
+
+    async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
+        child = await self._alive(task)
+        try:
+            await self._ready(child)
+            await asyncio.to_thread(self._lay_out, inputs)
+            order = {"op": "run", "id": f"{task.round}-{task.name}", "task": asdict(task)}
+            has = {"frozen": inputs.frozen is not None, "local": inputs.local is not None}
+            await write_message(child.writer, {**order, **has})
+            answer = await self._heard(child, "done", "failed")
+        except (ConnectionError, WireError, asyncio.CancelledError) as error:
+            self._drop(child)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise TaskError("K26", await self._epitaph(task, error)) from None
+        if answer["op"] == "failed":
+            raise _failure(answer)
+        outcome = await asyncio.to_thread(self._collect, answer, limit)
+        about = {"import_seconds": (child.import_seconds,)}
+        return replace(outcome, numbers={**outcome.numbers, **about})
+
+    async def _ready(self, child: Child) -> None:
+        """Wait until the process has imported the user's code and opened the data."""
+        if child.ready:
+            return
+        message = await self._heard(child, "ready", "broken")
+        if message["op"] == "broken":
+            self._drop(child)
+            raise _failure(message)
+        child.ready = True
+        seconds = message.get("import_seconds")
+        child.import_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+
+    async def _alive(self, task: Task) -> Child:
+        """The connected process; one that died since its last task is replaced by its successor.
+
+        Raises: TaskError K27: there is none in time.
+        """
+        while True:
+            try:
+                child = await asyncio.wait_for(asyncio.shield(self._child), RETURN_S)
+            except TimeoutError:
+                message = f"{task.collaborator}: no task process for {RETURN_S:.0f} s"
+                raise TaskError("K27", message) from None
+            if not child.reader.at_eof():
+                return child
+            self._drop(child)
+
+    async def _heard(self, child: Child, *ops: str) -> dict[str, Any]:
+        while True:
+            message = await read_message(child.reader)
+            if message is None:
+                raise ConnectionError("it closed its socket")
+            if message.get("op") in ops:
+                return message
+
+    def _drop(self, child: Child) -> None:
+        """Let go of a task process: it exits when its socket closes, and is started again."""
+        child.writer.close()
+        if self._child.done() and self._child.result() is child:
+            self._child = asyncio.get_running_loop().create_future()
+
+    async def _epitaph(self, task: Task, error: BaseException) -> str:
+        """Why the process died, as its successor was told by the launcher."""
+        who = f"{task.collaborator}: the task process ended during {task.name}"
+        if isinstance(error, WireError):
+            return f"{who}: {error.message}"
+        try:
+            successor = await asyncio.wait_for(asyncio.shield(self._child), 10)
+        except TimeoutError:
+            return who
+        code = successor.previous_exit
+        if code is None:
+            return who
+        hint = " (out of memory?)" if code in (-9, 137) else ""
+        return f"{who}: {'killed by signal' if code < 0 else 'exit code'} {abs(code)}{hint}"
+
+    def _lay_out(self, inputs: Inputs) -> None:
+        """Copy frames into the exchange; over the old file, whose memory is mapped already."""
+        for name in ("model", "frozen", "local"):
+            source: Path | None = getattr(inputs, name)
+            if source is None or self._copied.get(name) == source.name:
+                continue
+            target = self.exchange / "in" / name
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+            with open(source, "rb") as read, open(os.open(target, flags, 0o600), "wb") as write:
+                shutil.copyfileobj(read, write, 1 << 20)
+                write.truncate()
+            self._copied[name] = source.name
+
+    def _collect(self, answer: dict[str, Any], limit: int) -> Outcome:
+        numbers = _numbers(answer.get("numbers"))
+        update = self._read("update", limit).tensors if answer.get("update") else {}
+        local = self._read("local", 1 << 40).tensors if answer.get("local") else None
+        return Outcome(numbers, update, local)
+
+    def _read(self, name: str, limit: int) -> Record:
+        try:
+            with open_frame(self.exchange / "out" / name, limit=limit) as frame:
+                return frame.record()
+        except OSError as error:
+            raise TaskError("K28", f"out/{name}: {error.strerror}") from error
+        except WireError as error:
+            raise TaskError("K28", f"out/{name}: {error.message}") from error
+
+
+class DirectTrainer:
+    """Runs the task in this process: for tests and simulations, where nothing is to be kept
+    apart."""
+
+    def __init__(self, run: Callable[[Task, dict[str, Any], dict[str, Any]], Outcome]) -> None:
+        self._run = run
+
+    async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
+        def work() -> Outcome:
+            model = dict(_read(inputs.model))
+            if inputs.frozen is not None:
+                model |= _read(inputs.frozen)
+            return self._run(task, model, dict(_read(inputs.local)) if inputs.local else {})
+
+        return await asyncio.to_thread(work)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(unpack(path.read_bytes(), limit=1 << 40).tensors)
+
+
+def _failure(message: dict[str, Any]) -> TaskError:
+    code = message.get("code")
+    text, traceback = message.get("message"), message.get("traceback")
+    return TaskError(
+        code if isinstance(code, str) and code in CODES else "K20",
+        str(text)[:2000],
+        traceback=str(traceback or "")[:20000],
+    )
+
+
+def _numbers(found: Any) -> dict[str, tuple[float, ...]]:
+    try:
+        return {str(name): tuple(float(x) for x in xs) for name, xs in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TaskError("K28", f"numbers: expected lists of floats ({error})") from error

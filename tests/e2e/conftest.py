@@ -1,0 +1,190 @@
+"""Real workspaces, real processes, real mTLS on loopback."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FX = (sys.executable, "-m", "openfed")
+
+LINE = '''"""y = slope * x + offset; `FAULT` and `go` are for tests."""
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+
+class Points:
+    def __init__(self, source):
+        self.site = Path(source).stem
+        x, y = np.loadtxt(source, delimiter=",", skiprows=1, unpack=True)
+        self.train = (x, y)
+
+def called(data):
+    calls = Path(f"{data.site}.calls")
+    before = calls.stat().st_size if calls.exists() else 0
+    calls.write_text("x" * (before + 1))
+    return before + 1
+
+def train(record, data, settings):
+    number = called(data)
+    if number == 3 and data.site == "mill":
+        while not Path("go").exists():
+            time.sleep(0.01)
+    x, y = data.train
+    for _ in range(5):
+        error = record["slope"] * x + record["offset"] - y
+        record["slope"] -= 0.1 * np.mean(error * x)
+        record["offset"] -= 0.1 * np.mean(error)
+    if number == 2 and data.site == "mill":
+        record = FAULT(record)
+    return record, len(x), {"loss": float(np.mean(error**2))}
+
+def validate(record, data, settings):
+    x, y = data.train
+    errors = (record["slope"] * x + record["offset"] - y) ** 2
+    return len(x), {"loss": float(errors.mean()), "rmse": (float(errors.sum()), float(len(x)))}
+
+def FAULT(record):
+    return record
+'''
+
+PLAN = """federation: line
+rounds: 5
+aggregator: {{listen: "127.0.0.1:{port}", advertise: [localhost]}}
+collaborators: [mill, farm]
+task_runner:
+  numpy: {{train: "src.linear:train", validate: "src.linear:validate",
+           shapes: {{slope: [], offset: []}}}}
+metrics: [rmse]
+data_loader: "src.linear:Points"
+{more}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, what: str, seconds: float = 60.0):
+    """Returns what `condition` gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+    return found
+
+
+class Workspace:
+    """A workspace folder and the fx processes that tests start in it."""
+
+    wait_until = staticmethod(wait_until)
+
+    def __init__(self, root: Path):
+        self.root, self.started = root, []
+
+    def fx(self, *words, timeout=120, **settings) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*FX, *words],
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **settings,
+        )
+
+    def start(self, *words) -> subprocess.Popen:
+        out = open(self.root / f"out{len(self.started)}.txt", "wb")  # noqa: SIM115
+        process = subprocess.Popen(
+            [*FX, *words], cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
+        out.close()
+        self.started.append(process)
+        return process
+
+    def said(self, process) -> str:
+        return (self.root / f"out{self.started.index(process)}.txt").read_text(errors="replace")
+
+    def calls(self, site: str) -> int:
+        path = self.root / f"{site}.calls"
+        return path.stat().st_size if path.exists() else 0
+
+    def go(self):
+        (self.root / "go").touch()
+
+    def manifest(self) -> dict:
+        return json.loads((self.root / "save" / "manifest.json").read_text())
+
+    def digest(self) -> str:
+        return self.manifest()["models"]["last"]["digest"]
+
+    def events(self, kind: str) -> list[dict]:
+        path = self.root / "logs" / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [json.loads(line) for line in lines if line.endswith("}")]
+        return [event for event in found if event["event"] == kind]
+
+    def processes(self) -> dict[str, int]:
+        """Pids of this workspace's nodes: aggregator, agent NAME, task NAME."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if str(self.root) not in " ".join(words) or "-m" not in words:
+                continue
+            if "openfed.launch.node" in words:
+                agent = words[words.index("--name") + 1] if "--name" in words else ""
+                found[f"agent {agent}" if agent else "aggregator"] = int(entry.name)
+            elif "openfed.tasks.child" in words and "--exchange" in words:
+                site = Path(words[words.index("--exchange") + 1]).name
+                found[f"task {site}"] = int(entry.name)
+        return found
+
+    def close(self):
+        for process in self.started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for pid in self.processes().values():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """Makes workspaces: `workspace(template)` or `workspace.line(fault=..., more=...)`."""
+    made = []
+
+    def make(template: str = "numpy_linear") -> Workspace:
+        root = tmp_path / f"w{len(made)}"
+        shutil.copytree(ROOT / "workspace_templates" / template, root)
+        made.append(Workspace(root))
+        return made[-1]
+
+    def line(fault: str = "", more: str = "", port: int | None = None) -> Workspace:
+        here = make()
+        (here.root / "src" / "linear.py").write_text(LINE + fault)
+        text = PLAN.format(port=free_port() if port is None else port, more=more)
+        (here.root / "plan" / "plan.yaml").write_text(text)
+        return here
+
+    make.line = line
+    yield make
+    for here in made:
+        here.close()

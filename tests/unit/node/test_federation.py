@@ -1,0 +1,306 @@
+"""A whole federation in one process, against the formula and its own journal."""
+
+import contextlib
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from openfed.errors import TaskError
+from openfed.node.trainer import DirectTrainer
+from openfed.store.journal import Journal
+from openfed.store.local import LocalStore
+from openfed.store.spool import Spool
+from openfed.tensors.frame import digest
+from openfed.tensors.model_file import read_model
+from openfed.tensors.record import Record
+
+
+def test_the_model_after_each_round_is_the_formula(lab):
+    here = lab({"one": lab.toy(1.0, 10), "two": lab.toy(-0.5, 30)}, rounds=3)
+    ended = here.run()
+    assert ended.state == "completed", ended.reason
+    model = {"w": np.float32([1, 2, 3]), "m": np.zeros(2, np.float32)}
+    for r in (1, 2, 3):
+        for name, factor in (("w", np.float32([1, -1, 0.1])), ("m", np.float32([1, 1]))):
+            base = model[name]
+            one = (base + np.float32(1.0 * r) * factor) - base
+            two = (base + np.float32(-0.5 * r) * factor) - base
+            mean = (np.float32(10) * one + np.float32(30) * two) / np.float32(40)
+            model[name] = base + mean
+    last = read_model(here.root / "save" / "toy_last.safetensors")
+    assert last["w"].tobytes() == model["w"].tobytes()
+    assert last["bn.mean"].tobytes() == model["m"].tobytes()
+    assert last["bn.count"] == 30 + 60 + 90
+    assert last["fixed"].tolist() == [7, 8]
+    assert ended.summary["model"]["digest"] == digest(Record(last))
+
+
+def two(lab, **settings):
+    return lab({"one": lab.toy(1.0, 10), "two": lab.toy(-0.5, 30)}, **settings)
+
+
+def last_digest(here):
+    return digest(Record(read_model(here.root / "save" / "toy_last.safetensors")))
+
+
+def test_metrics_speak_of_the_model_they_were_measured_on_and_divide_once(lab):
+    here = lab({"one": lab.toy(1, 10, correct=9), "two": lab.toy(1, 30, correct=15)}, rounds=2)
+    here.run()
+    rows = [m for m in here.of("metric") if m["metric"] == "accuracy"]
+    assert [(m["round"], m["model"], m["collaborator"], m["value"], m["n"]) for m in rows[:3]] == [
+        (1, 0, "one", 0.9, 10),
+        (1, 0, "two", 0.5, 30),
+        (1, 0, "aggregate", 24 / 40, 40),
+    ]
+    aggregates = [(m["round"], m["model"]) for m in rows if m["collaborator"] == "aggregate"]
+    assert aggregates == [(1, 0), (2, 1), (2, 2)]
+
+
+def test_seeds_differ_by_round_collaborator_and_task_and_come_from_the_plan(lab):
+    here, again = two(lab), two(lab)
+    here.run()
+    again.run("other")
+    seeds = {name: [s[:3] for s in toy.seen] for name, toy in here.toys.items()}
+    assert seeds == {name: [s[:3] for s in toy.seen] for name, toy in again.toys.items()}
+    drawn = [seed for seen in seeds.values() for _, _, seed in seen]
+    assert len(set(drawn)) == len(drawn) == 2 * (3 + 4)
+
+
+def test_the_same_plan_gives_the_same_digest_in_whatever_order_sites_answer(lab):
+    def slow(toy, task):
+        gate.wait(0.05) if task.round % 2 else None
+
+    gate = threading.Event()
+    here = two(lab)
+    here.run()
+    for slowed in ("one", "two"):
+        other = two(lab)
+        other.toys[slowed].breaks = slow
+        other.run()
+        assert last_digest(other) == last_digest(here)
+
+
+def test_local_state_is_versioned_and_only_an_accepted_reply_moves_it(lab):
+    here = two(lab)
+    here.run()
+    trained = [local for name, _, _, local in here.toys["one"].seen if name == "train"]
+    assert trained == [[], ["seen"], ["seen"]]
+    store = LocalStore(here.root / "runs" / "r1" / "agents" / "one")
+    with store.spool.open(store.state(), limit=1 << 20) as frame:
+        assert frame.record().tensors["seen"].tolist() == [3.0]
+    store.close()
+
+
+def crash_points(here, wrap):
+    """Run, and after every commit of the journal keep what is on the aggregator's disk."""
+    kept = []
+    commit = Journal.transaction
+
+    @contextlib.contextmanager
+    def watched(self):
+        inner = self._db.in_transaction
+        with commit(self):
+            yield
+        if not inner:
+            with self._lock:
+                copy = wrap / f"{len(kept):03d}"
+                skip = shutil.ignore_patterns("agents")
+                shutil.copytree(here.root / "runs" / "r1", copy / "runs" / "r1", ignore=skip)
+                kept.append(copy)
+
+    Journal.transaction = watched
+    try:
+        here.run()
+    finally:
+        Journal.transaction = commit
+    return kept
+
+
+def test_a_crash_after_any_commit_changes_nothing(lab, tmp_path):
+    here = two(lab, rounds=2)
+    points = crash_points(here, tmp_path / "points")
+    assert len(points) > 20
+    seen = []
+    for point in points:
+        shutil.copytree(here.root / "plan", point / "plan")
+        (point / "save").mkdir()
+        shutil.copy(here.root / "save" / "toy_init.safetensors", point / "save")
+        here.root, original = point, here.root
+        before = len(here.events)
+        ended = here.run()
+        seen.append([e for e in here.events[before:] if e["event"] == "round.started"])
+        assert ended.state == "completed"
+        assert last_digest(here) == ended.summary["model"]["digest"]
+        here.root, now = original, ended.summary["model"]["digest"]
+        assert now == last_digest(here)
+    assert [len(rounds) for rounds in seen] == sorted((len(r) for r in seen), reverse=True)
+    assert len(seen[-1]) == 0
+
+
+def test_a_changed_flow_is_found_when_it_is_replayed(lab, tmp_path):
+    here = two(lab, rounds=2)
+    points = crash_points(here, tmp_path / "points")
+    journal = Journal(points[8] / "runs" / "r1" / "journal.sqlite")
+    opened = [row for row in journal.asks() if row.met is None]
+    journal._write("update asks set id = 'changed' where met is null")
+    journal.close()
+    assert len(opened) == 1
+    shutil.copytree(here.root / "save", points[8] / "save")
+    here.root = points[8]
+    ended = here.run()
+    assert ended.state == "failed" and ended.reason.startswith("F02")
+
+
+def test_updates_are_kept_as_long_as_the_plan_says_and_give_the_model_again(lab):
+    blobs = {}
+    for kept, rounds in (("none", 0), ("{rounds: 2}", 2), ("all", 3)):
+        here = two(lab, rounds=3, more=f"retention: {{updates: {kept}}}")
+        here.run()
+        found = list((here.root / "runs" / "r1" / "blobs").glob("*.*"))
+        journal = Journal(here.root / "runs" / "r1" / "journal.sqlite")
+        kept_rounds = {
+            row.round
+            for row in journal.asks()
+            for reply in row.replies
+            if row.task == "train"
+            and any(p.name == f"{reply.collaborator}.{reply.digest}" for p in found)
+        }
+        journal.close()
+        assert len(kept_rounds) == rounds and (not rounds or 3 in kept_rounds)
+        blobs[kept] = found
+    model = {"w": np.float32([1, 2, 3])}
+    spool = Spool(here.root / "runs" / "r1")
+    journal = Journal(here.root / "runs" / "r1" / "journal.sqlite")
+    for row in journal.asks():
+        if row.task != "train":
+            continue
+        acc, total = np.zeros(3, np.float32), 0.0
+        for i, reply in enumerate(sorted(row.replies, key=lambda r: r.collaborator)):
+            with spool.open(reply.digest, reply.collaborator, limit=1 << 20) as frame:
+                update = frame.record()
+            n = update.numbers["n"][0]
+            term = np.float32(n) * update.tensors["w"]
+            acc, total = (acc + term if i else term), total + n
+        model["w"] = model["w"] + acc / np.float32(total)
+    journal.close()
+    last = read_model(here.root / "save" / "toy_last.safetensors")
+    assert last["w"].tobytes() == model["w"].tobytes()
+
+
+def test_best_keeps_the_earlier_of_equals_and_is_saved(lab):
+    def score(toy, task):
+        toy.correct = {1: 5.0, 2: 9.0, 3: 9.0, 4: 2.0, 5: 1.0}[task.round]
+
+    here = lab({"one": lab.toy(1.0, 10, breaks=score)}, rounds=4)
+    ended = here.run()
+    assert ended.summary["best"] == {"model": 1, "metric": "accuracy", "value": 0.9}
+    best = read_model(here.root / "save" / "toy_best.safetensors")
+    assert best["bn.count"] == 10
+    assert read_model(here.root / "save" / "toy_last.safetensors")["bn.count"] == 100
+
+
+def test_training_stops_when_the_metric_no_longer_improves(lab):
+    def score(toy, task):
+        toy.correct = {1: 5.0, 2: 9.0}.get(task.round, 8.0)
+
+    more = "stop: {metric: accuracy, patience: 2}"
+    here = lab({"one": lab.toy(1.0, 10, breaks=score)}, rounds=9, more=more)
+    ended = here.run()
+    assert ended.summary["rounds"] == 3
+    assert read_model(here.root / "save" / "toy_last.safetensors")["bn.count"] == 10 + 20 + 30
+    assert [m["model"] for m in here.of("metric") if m["metric"] == "accuracy"][-1] == 3
+
+
+def fails(code):
+    def breaks(toy, task):
+        if task.name == "train" and task.round == 2:
+            raise TaskError(code, "the data is gone", traceback="line 7 of the user's code")
+
+    return breaks
+
+
+def test_a_failed_task_fails_the_run_with_its_reason_when_everyone_is_needed(lab):
+    here = two(lab)
+    here.toys["two"].breaks = fails("K23")
+    ended = here.run()
+    assert ended.state == "failed"
+    assert "train in round 2: expected replies of 2 of 2" in ended.reason
+    assert "two: K23 the data is gone" in ended.reason
+    (told,) = here.of("task.failed")
+    assert told["traceback"] == "line 7 of the user's code"
+    assert (told["collaborator"], told["round"], told["code"]) == ("two", 2, "K23")
+
+
+def test_the_run_goes_on_with_its_quorum(lab):
+    here = two(lab, more="cohort: {quorum: 1, deadline: 10m}")
+    here.toys["two"].breaks = fails("K23")
+    ended = here.run()
+    assert ended.state == "completed"
+    rounds = {
+        e["round"]: list(e["accepted"]) for e in here.of("ask.closed") if e["task"] == "train"
+    }
+    assert rounds == {1: ["one", "two"], 2: ["one"], 3: ["one", "two"]}
+
+
+def test_the_deadline_ends_a_round_without_the_slow_one_and_its_reply_is_late(lab):
+    release, seen = threading.Event(), []
+
+    def stalls(toy, task):
+        if task.name == "train" and task.round == 1:
+            release.wait(30)
+        if task.round == 2:
+            seen.append(task.name)
+
+    here = two(lab, rounds=2, more="cohort: {quorum: 1, deadline: 1s}")
+    here.toys["two"].breaks = stalls
+    emit = here.emit
+    here.emit = lambda kind, fields: (emit(kind, fields), kind == "round.ended" and release.set())
+    ended = here.run()
+    assert ended.state == "completed"
+    closed = [e for e in here.of("ask.closed") if e["task"] == "train"]
+    assert [list(e["missing"]) for e in closed][0] == ["two"]
+
+
+BAD = {
+    "NaN": ("K23", lambda t: {**t, "w": np.float32([1, np.nan, 3])}),
+    "another shape": ("K22", lambda t: {**t, "w": np.zeros((3, 1), np.float32)}),
+    "another dtype": ("K22", lambda t: {**t, "w": np.zeros(3)}),
+    "a missing entry": ("K21", lambda t: {"w": t["w"]}),
+    "an unknown entry": ("K21", lambda t: {**t, "x": t["w"]}),
+    "the frozen entry": ("K21", lambda t: {**t, "fixed": np.zeros(2, np.float32)}),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_update_is_refused_by_name_at_the_site(lab, fault):
+    code, spoil = BAD[fault]
+    here = two(lab, rounds=1)
+
+    class Spoiled(DirectTrainer):
+        async def run(self, task, inputs, limit):
+            outcome = await super().run(task, inputs, limit)
+            if task.name == "train" and task.collaborator == "two":
+                return replace(outcome, tensors=spoil(outcome.tensors))
+            return outcome
+
+    ended = here.run(wrap=lambda trainer: Spoiled(trainer._run))
+    assert ended.state == "failed"
+    assert f"two: {code} " in ended.reason
+
+
+def test_a_site_without_validation_data_is_left_out_of_the_mean(lab):
+    here = lab({"one": lab.toy(1, 10, correct=9), "two": lab.toy(1, 30)}, rounds=1)
+
+    class NoData(DirectTrainer):
+        async def run(self, task, inputs, limit):
+            outcome = await super().run(task, inputs, limit)
+            if task.name == "validate" and task.collaborator == "two":
+                return replace(outcome, numbers={"n": (0.0,)})
+            return outcome
+
+    here.run(wrap=lambda trainer: NoData(trainer._run))
+    rows = [m for m in here.of("metric") if m["metric"] == "accuracy" and m["model"] == 1]
+    assert [(m["collaborator"], m["value"]) for m in rows] == [("one", 0.9), ("aggregate", 0.9)]
