@@ -1,0 +1,162 @@
+"""What a certificate says, and every check that needs no network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from openfed.errors import CertificateError
+from openfed.pki.keys import load_key
+from openfed.pki.peer import Peer, parse_peer_uri
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node shows on the network, and what it trusts there."""
+
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes  # the leaf first
+    authority_pem: bytes
+    peer: Peer
+
+
+def read_certificate(pem: bytes) -> x509.Certificate:
+    """The first certificate of `pem`. Raises C01."""
+    return _read_chain(pem)[0]
+
+
+def _read_chain(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise CertificateError("C01", "expected a certificate in PEM format") from error
+
+
+def inspect(pem: bytes) -> Peer:
+    """Who the first certificate of `pem` speaks for. Raises C01, C17 (not one of openfed's).
+
+    Says what is written there; whether to believe it is `check_leaf`'s question, or TLS's.
+    """
+    return peer_of(read_certificate(pem))
+
+
+def peer_of(certificate: x509.Certificate) -> Peer:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        uris = []
+    found = parse_peer_uri(uris[0]) if len(uris) == 1 else None
+    if found is None:
+        raise CertificateError(
+            "C17",
+            f"the certificate of {certificate.subject.rfc4514_string()!r} names no node: expected "
+            f"one openfed://federation/role/name, found {uris}",
+        )
+    ends = certificate.not_valid_after_utc.timestamp()
+    return Peer(*found, serial=certificate.serial_number, not_after=ends)
+
+
+def leaf_hosts(pem: bytes) -> frozenset[str]:
+    """DNS names and IPs of a leaf."""
+    names = read_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    addresses = map(str, names.value.get_values_for_type(x509.IPAddress))
+    return frozenset(names.value.get_values_for_type(x509.DNSName)) | frozenset(addresses)
+
+
+def check_leaf(
+    chain_pem: bytes,
+    key_pem: bytes,
+    authority_pem: bytes,
+    *,
+    now: float,
+    federation: str | None = None,
+    role: str | None = None,
+    name: str | None = None,
+) -> Peer:
+    """All that can be known before dialling. None leaves a fact unchecked.
+
+    Raises C01, C05-C10, C14, C16, C17: each its own cause.
+    """
+    leaf, *between = _read_chain(chain_pem)
+    peer = peer_of(leaf)
+    _check_chain(leaf, between, read_certificate(authority_pem), peer, now)
+    check_dates(leaf, peer, now)
+    for code, what, expected, found in (
+        ("C16", "federation", federation, peer.federation),
+        ("C09", "role", role, peer.role),
+        ("C08", "name", name, peer.name),
+    ):
+        if expected not in (None, found):
+            raise CertificateError(
+                code,
+                f"the certificate of {_who(peer)}: expected {what} {expected!r}, found {found!r}",
+            )
+    if load_key(key_pem).public_key() != leaf.public_key():
+        raise CertificateError(
+            "C10", f"the private key is not that of the certificate of {_who(peer)}"
+        )
+    return peer
+
+
+def check_dates(leaf: x509.Certificate, peer: Peer, now: float) -> None:
+    """Raises C05 (expired) or C06 (not valid yet)."""
+    _check_expiry(peer, now)
+    if now < leaf.not_valid_before_utc.timestamp():
+        raise CertificateError(
+            "C06",
+            f"the certificate of {_who(peer)} is valid from {leaf.not_valid_before_utc:%F %T} UTC, "
+            "which is in this machine's future",
+        )
+
+
+def check_peer(
+    peer: Peer, *, federation: str, role: str, now: float, denied: Callable[[Peer], bool]
+) -> None:
+    """What is asked of an authenticated peer on every call and every block.
+
+    Raises C05 (expired on an open connection), C09, C16 or C18 (denied).
+    """
+    _check_expiry(peer, now)
+    if peer.federation != federation:
+        raise CertificateError(
+            "C16", f"{_who(peer)} is of another federation than this one, {federation!r}"
+        )
+    if peer.role != role:
+        raise CertificateError("C09", f"{_who(peer)} may not speak here: only a {role} may")
+    if denied(peer):
+        raise CertificateError("C18", f"{_who(peer)} is no longer admitted by this federation")
+
+
+def _check_expiry(peer: Peer, now: float) -> None:
+    if now >= peer.not_after:
+        hours = (now - peer.not_after) / 3600
+        raise CertificateError("C05", f"the certificate of {_who(peer)} expired {hours:.1f} h ago")
+
+
+def _check_chain(
+    leaf: x509.Certificate,
+    between: list[x509.Certificate],
+    root: x509.Certificate,
+    peer: Peer,
+    now: float,
+) -> None:
+    if now >= root.not_valid_after_utc.timestamp():
+        raise CertificateError("C14", f"the authority expired on {root.not_valid_after_utc:%F}")
+    issuers = [*between, root]
+    for issued, issuer in zip([leaf, *between], issuers, strict=True):
+        try:
+            issued.verify_directly_issued_by(issuer)
+            constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+            trusted = constraints.ca
+        except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
+            trusted = False
+        if not trusted:
+            raise CertificateError(
+                "C07", f"the certificate of {_who(peer)} was not issued by this authority"
+            )
+
+
+def _who(peer: Peer) -> str:
+    return f"{peer.role} {peer.name!r} of {peer.federation!r}"

@@ -1,0 +1,399 @@
+"""gRPC over TLS 1.3, both sides authenticated.
+
+The methods of `federation.proto` are registered as raw bytes: control messages are converted by
+`wire.convert`, and blocks of tensors never pass through protobuf.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from openfed.errors import CertificateError, OpenFedError, TransportError, WireError
+from openfed.pki.leaf import Identity, check_peer, inspect
+from openfed.pki.peer import AGGREGATOR, COLLABORATOR
+from openfed.transport import crossing
+from openfed.transport.address import split_address
+from openfed.transport.base import Blocks, Service
+from openfed.transport.environment import grpc
+from openfed.transport.probe import diagnose
+from openfed.wire.blocks import HEADER, MOST_BLOCK, ending, read_blocks, write_blocks
+from openfed.wire.convert import decode, decode_offset, encode, encode_offset
+from openfed.wire.messages import (
+    Hello,
+    Next,
+    Orders,
+    Peer,
+    Pull,
+    Push,
+    Report,
+    Verdict,
+    Welcome,
+)
+
+SERVICE = "openfed.v1.Federation"
+ANSWER_S = 60.0
+"""How long a call may take beyond what it asks for."""
+GRACE_S = 0.5
+"""How long calls in flight may go on when the server ends."""
+
+M = TypeVar("M")
+A = TypeVar("A")
+Status = tuple[Any, str | None, Sequence[tuple[str, str | bytes]]]
+
+logger = logging.getLogger(__name__)
+
+_BOTH = (
+    ("grpc.max_receive_message_length", MOST_BLOCK + HEADER.size + 1024),
+    ("grpc.max_send_message_length", MOST_BLOCK + HEADER.size + 1024),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_SERVER = (
+    *_BOTH,
+    ("grpc.so_reuseport", 0),  # two aggregators on one port would share its peers
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_concurrent_streams", 128),
+)
+_CLIENT = (
+    *_BOTH,
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),  # `retry` does that, and says so in the stamp
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),  # never another identity's connection
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+# -- the aggregator's side -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+
+
+@asynccontextmanager
+async def serve(
+    service: Service,
+    identity: Identity,
+    listen: str,
+    *,
+    now: Callable[[], float] = time.time,
+    denied: Callable[[Peer], bool] = lambda peer: False,
+) -> AsyncGenerator[Server, None]:
+    """Serves until the block ends. `now` in seconds since the epoch; `denied` is asked per call.
+
+    Raises T02 (port in use), T03 (cannot listen), T13 (address), C09 (not an aggregator).
+    """
+    split_address(listen)
+    if identity.peer.role != AGGREGATOR:
+        raise CertificateError("C09", f"{identity.peer.name!r} has no certificate of an aggregator")
+    server = grpc.aio.server(options=_SERVER)
+    endpoint = _Endpoint(service, identity.peer.federation, now, denied)
+    server.add_generic_rpc_handlers((endpoint.methods(),))
+    credentials = grpc.ssl_server_credentials(
+        [(identity.key_pem, identity.chain_pem)], identity.authority_pem, require_client_auth=True
+    )
+    try:
+        port = server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        raise _cannot_listen(listen) from error
+    await server.start()
+    try:
+        yield Server(port)
+    finally:
+        await server.stop(GRACE_S)
+
+
+def _cannot_listen(listen: str) -> TransportError:
+    """gRPC does not say why it could not bind; the operating system does."""
+    host, port = split_address(listen)
+    reason = "no reason given"
+    try:
+        with socket.create_server((host, port), family=_family(host), reuse_port=False):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            return TransportError("T02", f"{listen}: the port is in use", permanent=True)
+    return TransportError("T03", f"cannot listen on {listen}: {reason}", permanent=True)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+_inspect = lru_cache(maxsize=4096)(inspect)
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    service: Service
+    federation: str
+    now: Callable[[], float]
+    denied: Callable[[Peer], bool]
+
+    def methods(self) -> Any:
+        unary = grpc.unary_unary_rpc_method_handler
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Hello": unary(self._unary(Hello, self.service.hello)),
+                "Next": unary(self._unary(Next, self.service.next)),
+                "Report": unary(self._unary(Report, self.service.report)),
+                "Pull": grpc.unary_stream_rpc_method_handler(self._pull),
+                "Push": grpc.stream_stream_rpc_method_handler(self._push),
+            },
+        )
+
+    def _unary(self, kind: type[M], method: Callable[[Peer, M], Awaitable[A]]) -> Any:
+        async def handle(data: bytes, context: Any) -> bytes:
+            async with _crossing(context):
+                peer = self._peer(context)
+                answer = await method(peer, decode(kind, data))
+                self._check(peer)  # the call may have been held for long
+                return encode(answer)
+            raise AssertionError("unreachable: _crossing aborts")
+
+        return handle
+
+    async def _pull(self, data: bytes, context: Any) -> None:
+        async with _crossing(context):
+            peer = self._peer(context)
+            pull = decode(Pull, data)
+            framed = write_blocks(self.service.pull(peer, pull), pull.offset)
+            async with ending(framed):
+                async for block in framed:
+                    self._check(peer)
+                    await context.write(block)
+
+    async def _push(self, _: object, context: Any) -> None:
+        async with _crossing(context):
+            peer = self._peer(context)
+            first = await context.read()
+            if first is grpc.aio.EOF:
+                raise WireError("W10", "Push: expected a Push, found the end of the stream")
+            push = decode(Push, first)
+            offset = await self.service.push_offset(peer, push)
+            await context.write(encode_offset(offset))
+            try:
+                blocks = read_blocks(self._received(peer, context), offset, push.size)
+                async with ending(blocks):
+                    await self.service.push_blocks(peer, push, offset, blocks)
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                await _end_of_push(context)
+                raise
+            await _end_of_push(context)
+
+    async def _received(self, peer: Peer, context: Any) -> AsyncIterator[bytes]:
+        while (block := await context.read()) is not grpc.aio.EOF:
+            self._check(peer)
+            yield block
+
+    def _peer(self, context: Any) -> Peer:
+        """Who calls: from the certificate of this connection, nothing else."""
+        (pem,) = context.auth_context()["x509_pem_cert"]
+        peer = _inspect(pem)
+        self._check(peer)
+        return peer
+
+    def _check(self, peer: Peer) -> None:
+        check_peer(
+            peer,
+            federation=self.federation,
+            role=COLLABORATOR,
+            now=self.now(),
+            denied=self.denied,
+        )
+
+
+async def _end_of_push(context: Any) -> None:
+    """Tells the client to send no more, and waits for it: a client whose write fails because the
+    call has ended never learns why (grpc.aio puts a status of its own in place of ours)."""
+    await context.write(b"")  # PushEnd
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_S):
+            while await context.read() is not grpc.aio.EOF:
+                pass
+
+
+@asynccontextmanager
+async def _crossing(context: Any) -> AsyncGenerator[None, None]:
+    """Ends the call with what was raised, as the other side will raise it."""
+    failure: OpenFedError
+    try:
+        yield
+        return
+    except OpenFedError as error:
+        failure = error
+        if isinstance(error, CertificateError):
+            logger.warning("refused: %s", error)
+    except Exception:
+        logger.exception("a call failed in a way that was not foreseen")
+        failure = TransportError("T11", "the aggregator failed; its log says why", permanent=True)
+    await context.abort(
+        grpc.StatusCode.ABORTED, failure.code, ((crossing.METADATA, crossing.pack(failure)),)
+    )
+
+
+# -- the collaborator's side -----------------------------------------------------------------------
+
+
+class GrpcLink:
+    """A `Link` over one connection. Built inside a running event loop."""
+
+    def __init__(
+        self,
+        address: str,
+        identity: Identity,
+        *,
+        server_name: str | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`server_name`: the name that the certificate must have, if not the dialled one."""
+        split_address(address)
+        self._address, self._identity, self._server_name = address, identity, server_name
+        self._now = now
+        self._verified = False
+        self._verifying = asyncio.Lock()
+        credentials = grpc.ssl_channel_credentials(
+            identity.authority_pem, identity.key_pem, identity.chain_pem
+        )
+        named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+        self._channel = grpc.aio.secure_channel(
+            f"dns:///{address}", credentials, options=(*_CLIENT, *named)
+        )
+
+    async def hello(self, hello: Hello) -> Welcome:
+        return await self._unary("Hello", hello, Welcome, ANSWER_S)
+
+    async def next(self, next: Next) -> Orders:
+        return await self._unary("Next", next, Orders, next.wait_s + ANSWER_S)
+
+    async def report(self, report: Report) -> Verdict:
+        return await self._unary("Report", report, Verdict, ANSWER_S)
+
+    async def pull(self, pull: Pull) -> Blocks:
+        await self._verify_server()
+        call = self._channel.unary_stream(f"/{SERVICE}/Pull")(encode(pull))
+        try:
+            async with ending(read_blocks(_read_all(call), pull.offset)) as blocks:
+                async for block in blocks:
+                    yield block
+        except grpc.aio.AioRpcError as error:
+            raise await self._explained(_status(error)) from error
+        finally:
+            call.cancel()
+
+    async def push(self, push: Push, blocks: Callable[[int], Blocks]) -> None:
+        await self._verify_server()
+        call = self._channel.stream_stream(f"/{SERVICE}/Push")()
+        try:
+            await call.write(encode(push))
+            offset = decode_offset(await _read(call), push.size)
+            await _send(call, write_blocks(blocks(offset), offset))
+        except grpc.aio.AioRpcError as error:
+            raise await self._explained(_status(error)) from error
+        except asyncio.InvalidStateError as error:  # a write after the end of the call
+            status = await call.code(), await call.details(), await call.trailing_metadata()
+            raise await self._explained(status) from error
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def _unary(self, name: str, message: object, kind: type[A], timeout_s: float) -> A:
+        await self._verify_server()
+        try:
+            method = self._channel.unary_unary(f"/{SERVICE}/{name}")
+            data = await method(encode(message), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise await self._explained(_status(error)) from error
+        return decode(kind, data)
+
+    async def _verify_server(self) -> None:
+        """Before the first call, and again after a lost connection."""
+        async with self._verifying:
+            if not self._verified:
+                if cause := await self._diagnosis():
+                    raise cause
+                self._verified = True
+
+    async def _diagnosis(self) -> TransportError | CertificateError | None:
+        return await asyncio.to_thread(
+            diagnose,
+            self._address,
+            self._identity,
+            self._now(),
+            server_name=self._server_name,
+        )
+
+    async def _explained(self, status: Status) -> OpenFedError:
+        """What the server raised; else what the probe finds; else what gRPC says."""
+        code, details, metadata = status
+        for key, value in metadata:
+            if key == crossing.METADATA and isinstance(value, bytes):
+                return crossing.unpack(value)
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL):
+            self._verified = False
+            cause = await self._diagnosis()
+            return cause or TransportError("T09", f"{self._address}: {details}")
+        known, permanent = _STATUS.get(code, ("T09", False))
+        text = f"{self._address}: {code.name.lower()}: {details}"
+        return TransportError(known, text, permanent=permanent)
+
+
+_STATUS: dict[Any, tuple[str, bool]] = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: ("T12", False),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ("W10", True),  # a message beyond the limit
+    grpc.StatusCode.UNIMPLEMENTED: ("T10", True),
+}
+"""Status that gRPC itself makes -> code, permanent."""
+
+
+def _status(error: Any) -> Status:
+    return error.code(), error.details(), error.trailing_metadata() or ()
+
+
+async def _send(call: Any, framed: AsyncIterator[bytes]) -> None:
+    """Sends until there is no more, or the server wants no more; the call's status says which."""
+    ended = asyncio.create_task(_read(call))  # PushEnd
+    try:
+        async with ending(framed):
+            async for block in framed:
+                if ended.done():
+                    break
+                await call.write(block)
+        await call.done_writing()
+        await ended
+        await call.read()  # raises the status unless it is OK
+    finally:
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+
+
+async def _read(call: Any) -> bytes:
+    data = await call.read()
+    if data is grpc.aio.EOF:
+        raise TransportError("T09", "the aggregator ended the call before its answer")
+    assert isinstance(data, bytes)
+    return data
+
+
+async def _read_all(call: Any) -> AsyncIterator[bytes]:
+    while (block := await call.read()) is not grpc.aio.EOF:
+        yield block

@@ -1,0 +1,422 @@
+"""What every transport does: one body per behaviour, run in process and over mutual TLS."""
+
+import asyncio
+import hashlib
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from openfed.errors import (
+    CertificateError,
+    OpenFedError,
+    PolicyError,
+    TaskError,
+    TransportError,
+    UsageError,
+    WireError,
+)
+from openfed.pki.files import ensure_federation, load_identity
+from openfed.transport.grpc import GrpcLink, serve
+from openfed.transport.inprocess import InProcess
+from openfed.wire.messages import (
+    Assignment,
+    Failure,
+    Hello,
+    Next,
+    Orders,
+    Payload,
+    Pull,
+    Push,
+    Report,
+    Ruling,
+    RunState,
+    Stamp,
+    Verdict,
+    Welcome,
+)
+
+STAMP = Stamp("fed", "run-1", "d" * 64, "op-1", attempt=2)
+BODY = bytes(range(256)) * (25 << 10) + b"end"  # 6.25 MiB and a bit
+DIGEST = hashlib.sha256(BODY).hexdigest()
+ORDERS = Orders(
+    STAMP,
+    RunState.RUNNING,
+    "",
+    30.0,
+    Assignment("ask-1", "train", 3, {"epochs": 2}, (Payload("model", DIGEST, 9),), True, 99),
+    ("ask-0",),
+)
+
+
+@dataclass
+class Shelf:
+    """A small honest service: answers what it is told to, keeps what it is sent."""
+
+    fault: Exception | None = None
+    seen: list = field(default_factory=list)
+    stored: bytearray = field(default_factory=bytearray)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: int = 0
+    ended: list = field(default_factory=list)
+
+    def note(self, peer, message):
+        self.seen.append((peer.name, message))
+        if self.fault:
+            raise self.fault
+
+    async def hello(self, peer, hello):
+        self.note(peer, hello)
+        return Welcome(STAMP, RunState.WAITING, 12.5)
+
+    async def next(self, peer, next):
+        self.note(peer, next)
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(next.wait_s):
+                await self.news.wait()
+        except TimeoutError:
+            return replace(ORDERS, assignment=None, cancel=())
+        except asyncio.CancelledError:
+            self.ended.append("next")
+            raise
+        finally:
+            self.waiting -= 1
+        return ORDERS
+
+    async def pull(self, peer, pull):
+        try:
+            self.note(peer, pull)
+            for begin in range(pull.offset, len(BODY), 3 << 20):
+                yield memoryview(BODY)[begin : begin + (3 << 20)]
+        finally:
+            self.ended.append("pull")
+
+    async def push_offset(self, peer, push):
+        self.note(peer, push)
+        return len(self.stored)
+
+    async def push_blocks(self, peer, push, offset, blocks):
+        assert offset == len(self.stored)
+        try:
+            async for block in blocks:
+                self.stored += block
+        finally:
+            self.ended.append("push")
+
+    async def report(self, peer, report):
+        self.note(peer, report)
+        return Verdict(STAMP, Ruling.LATE, "T12", "too late")
+
+
+@asynccontextmanager
+async def in_process(service, cert):
+    yield lambda name: InProcess(service, load_identity(cert, name).peer)
+
+
+@asynccontextmanager
+async def over_grpc(service, cert):
+    links = []
+
+    def connect(name):
+        links.append(GrpcLink(f"localhost:{server.port}", load_identity(cert, name)))
+        return links[-1]
+
+    async with serve(service, load_identity(cert, "aggregator"), "127.0.0.1:0") as server:
+        yield connect
+        for link in links:
+            await link.close()
+
+
+@pytest.fixture(scope="module")
+def cert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cert")
+    ensure_federation(folder, "fed", ("localhost",), ("one", "two"), time.time())
+    return folder
+
+
+@pytest.fixture(params=[in_process, over_grpc], ids=["in-process", "grpc"])
+def run(request, cert):
+    """Runs `body(service, link of "one")` over the transport."""
+
+    def run(body, service=None):
+        async def main():
+            shelf = service or Shelf()
+            async with request.param(shelf, cert) as connect:
+                await asyncio.wait_for(body(shelf, connect("one")), 30)
+
+        asyncio.run(main())
+
+    return run
+
+
+async def until(condition):
+    """Lets the other side go on until it has done what is waited for."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def blocks_of(body, offset, size=700_001):
+    for begin in range(offset, len(body), size):
+        yield body[begin : begin + size]
+
+
+async def pulled(link, offset=0):
+    return b"".join([bytes(block) async for block in link.pull(Pull(STAMP, DIGEST, offset))])
+
+
+def test_hello_is_answered(run):
+    async def body(shelf, link):
+        hello = Hello(STAMP, {"python": "3.11"})
+        assert await link.hello(hello) == Welcome(STAMP, RunState.WAITING, 12.5)
+        assert shelf.seen == [("one", hello)]
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Report(STAMP, "ask-1", DIGEST, 9),
+        Report(STAMP, "ask-1", failure=Failure("K01", "it broke", "the lines")),
+    ],
+    ids=["digest", "failure"],
+)
+def test_a_report_is_answered(run, report):
+    async def body(shelf, link):
+        assert await link.report(report) == Verdict(STAMP, Ruling.LATE, "T12", "too late")
+        assert shelf.seen == [("one", report)]
+
+    run(body)
+
+
+def test_a_poll_returns_when_there_is_news(run):
+    async def body(shelf, link):
+        poll = asyncio.create_task(link.next(Next(STAMP, 60.0, ("ask-0",))))
+        await until(lambda: shelf.waiting == 1)
+        assert not poll.done()
+        shelf.news.set()
+        assert await asyncio.wait_for(poll, 5) == ORDERS
+        assert shelf.seen == [("one", Next(STAMP, 60.0, ("ask-0",)))]
+
+    run(body)
+
+
+def test_a_poll_returns_after_its_wait(run):
+    async def body(shelf, link):
+        assert (await link.next(Next(STAMP, 0.01))).assignment is None
+
+    run(body)
+
+
+def test_fifty_polls_are_held_at_once(run):
+    async def body(shelf, link):
+        polls = [asyncio.create_task(link.next(Next(STAMP, 60.0))) for _ in range(50)]
+        await until(lambda: shelf.waiting == 50)
+        assert (await link.hello(Hello(STAMP))).lease_s == 12.5  # the line is not blocked
+        shelf.news.set()
+        assert await asyncio.gather(*polls) == [ORDERS] * 50
+
+    run(body)
+
+
+def test_a_cancelled_poll_ends_at_the_service(run):
+    async def body(shelf, link):
+        poll = asyncio.create_task(link.next(Next(STAMP, 60.0)))
+        await until(lambda: shelf.waiting == 1)
+        poll.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await poll
+        await until(lambda: shelf.ended == ["next"])
+
+    run(body)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 1 << 20, len(BODY) - 1, len(BODY)])
+def test_a_blob_is_pulled_from_an_offset(run, offset):
+    async def body(shelf, link):
+        assert await pulled(link, offset) == BODY[offset:]
+        assert shelf.seen == [("one", Pull(STAMP, DIGEST, offset))]
+        assert shelf.ended == ["pull"]
+
+    run(body)
+
+
+def test_a_pull_that_is_given_up_ends_at_the_service(run):
+    async def body(shelf, link):
+        blocks = link.pull(Pull(STAMP, DIGEST))
+        await anext(blocks)
+        await blocks.aclose()
+        await until(lambda: shelf.ended == ["pull"])
+
+    run(body)
+
+
+@pytest.mark.parametrize("size", [0, 1, 700_001, len(BODY)])
+def test_a_blob_is_pushed(run, size):
+    push = Push(STAMP, "ask-1", DIGEST, size)
+
+    async def body(shelf, link):
+        await link.push(push, lambda offset: blocks_of(BODY[:size], offset))
+        assert bytes(shelf.stored) == BODY[:size]
+        assert shelf.seen == [("one", push)]
+
+    run(body)
+
+
+def test_a_push_goes_on_where_the_service_says(run):
+    offsets = []
+
+    async def body(shelf, link):
+        def blocks(offset):
+            offsets.append(offset)
+            return blocks_of(BODY, offset)
+
+        await link.push(Push(STAMP, "ask-1", DIGEST, len(BODY)), blocks)
+        assert (bytes(shelf.stored), offsets) == (BODY, [1_234_567])
+
+    run(body, Shelf(stored=bytearray(BODY[:1_234_567])))
+
+
+def test_a_push_that_fails_at_its_source_ends_at_the_service(run):
+    async def blocks(offset):
+        yield BODY[: 1 << 20]
+        raise OSError("the disk is gone")
+
+    async def body(shelf, link):
+        with pytest.raises(OSError, match="the disk is gone"):
+            await link.push(Push(STAMP, "ask-1", DIGEST, len(BODY)), blocks)
+        await until(lambda: shelf.ended == ["push"])
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("code", "announced"), [("W12", len(BODY) - 1), ("W13", len(BODY) + 1)], ids=["more", "less"]
+)
+def test_a_push_that_is_not_of_the_announced_size_is_refused(run, code, announced):
+    async def body(shelf, link):
+        with pytest.raises(WireError, match=f"^{code} "):
+            await link.push(
+                Push(STAMP, "ask-1", DIGEST, announced), lambda offset: blocks_of(BODY, offset)
+            )
+
+    run(body)
+
+
+def test_an_offset_beyond_the_upload_is_refused(run):
+    async def body(shelf, link):
+        with pytest.raises(WireError, match="^W10 "):
+            await link.push(Push(STAMP, "ask-1", DIGEST, 2), lambda offset: blocks_of(b"", 0))
+
+    run(body, Shelf(stored=bytearray(b"abc")))
+
+
+NONSENSE = {
+    "digest": lambda link: anext(link.pull(Pull(STAMP, "../../etc/passwd"))),
+    "negative": lambda link: anext(link.pull(Pull(STAMP, DIGEST, -1))),
+    "large": lambda link: anext(link.pull(Pull(STAMP, DIGEST, 1 << 60))),
+    "push": lambda link: link.push(Push(STAMP, "a\nb", DIGEST, 1), lambda o: blocks_of(b"x", o)),
+    "report": lambda link: link.report(Report(STAMP, "ask-1")),
+}
+
+
+@pytest.mark.parametrize("call", NONSENSE)
+def test_nonsense_never_reaches_the_service(run, call):
+    async def body(shelf, link):
+        with pytest.raises(WireError, match="^W10 "):
+            await NONSENSE[call](link)
+        assert shelf.seen == []
+
+    run(body)
+
+
+def test_another_major_version_is_refused_by_name(run):
+    async def body(shelf, link):
+        with pytest.raises(WireError, match=r"^W11 .*speaks protocol 2\.0, this side 1\.0"):
+            await link.hello(Hello(replace(STAMP, protocol=(2, 0))))
+
+    run(body)
+
+
+FAULTS = [
+    PolicyError("T13", "not here: é\nsecond line"),
+    CertificateError("C18", "no longer admitted"),
+    WireError("W02", "a name twice"),
+    TransportError("T12", "later"),
+    TransportError("T10", "never", permanent=True),
+    UsageError("T13", "what is that"),
+    TaskError("T11", "user code"),
+    OpenFedError("T11", "something"),
+    TransportError("T12", "\N{GRINNING FACE}" * 500),
+]
+CALLS = {
+    "hello": lambda link: link.hello(Hello(STAMP)),
+    "next": lambda link: link.next(Next(STAMP, 1.0)),
+    "pull": lambda link: anext(link.pull(Pull(STAMP, DIGEST))),
+    "push": lambda link: link.push(
+        Push(STAMP, "ask-1", DIGEST, len(BODY)), lambda offset: blocks_of(BODY, offset)
+    ),
+    "report": lambda link: link.report(Report(STAMP, "ask-1", DIGEST, 9)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_errors_cross_with_class_code_and_message(run, call):
+    async def body(shelf, link):
+        for fault in FAULTS:
+            shelf.fault = fault
+            with pytest.raises(OpenFedError) as caught:
+                await CALLS[call](link)
+            found = caught.value
+            assert (type(found), found.code, found.message) == (
+                type(fault),
+                fault.code,
+                fault.message,
+            )
+            assert getattr(found, "permanent", None) == getattr(fault, "permanent", None)
+
+    run(body)
+
+
+def test_an_error_in_the_middle_of_a_push_crosses(run):
+    class Full(Shelf):
+        async def push_blocks(self, peer, push, offset, blocks):
+            await anext(blocks)
+            raise PolicyError("T13", "the disk is full")
+
+    async def body(shelf, link):
+        with pytest.raises(PolicyError, match="the disk is full"):
+            await CALLS["push"](link)
+
+    run(body, Full())
+
+
+def test_an_error_in_the_middle_of_a_pull_crosses(run):
+    class Torn(Shelf):
+        async def pull(self, peer, pull):
+            yield BODY[:100]
+            raise PolicyError("T13", "the blob is gone")
+
+    async def body(shelf, link):
+        blocks = link.pull(Pull(STAMP, DIGEST))
+        assert bytes(await anext(blocks)) == BODY[:100]
+        with pytest.raises(PolicyError, match="the blob is gone"):
+            await anext(blocks)
+
+    run(body, Torn())
+
+
+def test_the_service_is_told_who_calls(cert):
+    for transport in (in_process, over_grpc):
+
+        async def main(transport=transport):
+            shelf = Shelf()
+            async with transport(shelf, cert) as connect:
+                for name in ("one", "two", "one"):
+                    await connect(name).hello(Hello(STAMP))
+            assert [name for name, _ in shelf.seen] == ["one", "two", "one"]
+
+        asyncio.run(main())

@@ -1,0 +1,367 @@
+"""What only a network has: ports, certificates on every call and block, lost connections."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from openfed.errors import CertificateError, OpenFedError, PolicyError, TransportError
+from openfed.pki.files import ensure_federation, load_identity
+from openfed.transport import crossing
+from openfed.transport.address import split_address
+from openfed.transport.environment import SETTINGS, grpc
+from openfed.transport.grpc import GrpcLink, serve
+from openfed.transport.retry import Policy, retrying
+from openfed.wire.messages import (
+    Hello,
+    Next,
+    Orders,
+    Pull,
+    Push,
+    RunState,
+    Stamp,
+    Welcome,
+)
+
+STAMP = Stamp("fed", "run-1", "d" * 64, "op-1")
+DIGEST = "e" * 64
+MIB = 1 << 20
+
+
+class Service:
+    """Endless blobs, polls that last as long as told."""
+
+    def __init__(self):
+        self.polled = asyncio.Event()
+        self.news = asyncio.Event()
+        self.stored = 0
+
+    async def hello(self, peer, hello):
+        if hello.facts.get("break"):
+            raise KeyError("a secret detail")
+        return Welcome(STAMP, RunState.RUNNING, 1.0)
+
+    async def next(self, peer, next):
+        self.polled.set()
+        await self.news.wait()
+        return Orders(STAMP, RunState.RUNNING, "", 1.0)
+
+    async def pull(self, peer, pull):
+        while True:
+            yield b"x" * MIB
+
+    async def push_offset(self, peer, push):
+        return 0
+
+    async def push_blocks(self, peer, push, offset, blocks):
+        async for block in blocks:
+            self.stored += len(block)
+
+    async def report(self, peer, report):
+        raise NotImplementedError
+
+
+class World:
+    """What the server is told about time and admission."""
+
+    def __init__(self):
+        self.time = time.time()
+        self.out = set()
+
+    def now(self):
+        return self.time
+
+    def denied(self, peer):
+        return peer.name in self.out
+
+
+@pytest.fixture(scope="module")
+def cert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cert")
+    ensure_federation(folder, "fed", ("localhost",), ("one", "two"), time.time())
+    return folder
+
+
+@asynccontextmanager
+async def connected(cert, service, world, name="one"):
+    identity = load_identity(cert, "aggregator")
+    async with serve(
+        service, identity, "127.0.0.1:0", now=world.now, denied=world.denied
+    ) as server:
+        link = GrpcLink(f"localhost:{server.port}", load_identity(cert, name))
+        yield link
+        await link.close()
+
+
+def run(body, cert):
+    async def main():
+        service, world = Service(), World()
+        async with connected(cert, service, world) as link:
+            await asyncio.wait_for(body(service, world, link), 30)
+
+    asyncio.run(main())
+
+
+def expire(world):
+    world.time += 31 * 86400
+
+
+def deny(world):
+    world.out.add("one")
+
+
+CHANGES = pytest.mark.parametrize(
+    ("change", "code"), [(expire, "C05"), (deny, "C18")], ids=["expired", "denied"]
+)
+
+
+@CHANGES
+def test_an_open_connection_is_refused_on_its_next_call(cert, change, code):
+    async def body(service, world, link):
+        await link.hello(Hello(STAMP))
+        change(world)
+        with pytest.raises(CertificateError, match=f"^{code} .*'one'"):
+            await link.hello(Hello(STAMP))
+
+    run(body, cert)
+
+
+@CHANGES
+def test_a_held_poll_gets_no_orders_any_more(cert, change, code):
+    async def body(service, world, link):
+        poll = asyncio.create_task(link.next(Next(STAMP, 60.0)))
+        await service.polled.wait()
+        change(world)
+        service.news.set()
+        with pytest.raises(CertificateError, match=f"^{code} "):
+            await poll
+
+    run(body, cert)
+
+
+@CHANGES
+def test_a_pull_ends_within_the_blocks_in_flight(cert, change, code):
+    async def body(service, world, link):
+        blocks = link.pull(Pull(STAMP, DIGEST))
+        await anext(blocks)
+        change(world)
+        with pytest.raises(CertificateError, match=f"^{code} "):
+            for _ in range(64):  # without the check per block it would never end
+                await anext(blocks)
+
+    run(body, cert)
+
+
+@CHANGES
+def test_a_push_ends_at_the_next_block(cert, change, code):
+    async def body(service, world, link):
+        sent = 0
+
+        async def blocks(offset):
+            nonlocal sent
+            yield b"x" * MIB
+            while not service.stored:
+                await asyncio.sleep(0.001)
+            change(world)
+            for _ in range(99):
+                sent += 1
+                yield b"x" * MIB
+
+        with pytest.raises(CertificateError, match=f"^{code} "):
+            await link.push(Push(STAMP, "ask", DIGEST, 100 * MIB), blocks)
+        assert service.stored == MIB
+        assert sent < 99
+
+    run(body, cert)
+
+
+def test_a_fault_inside_the_service_shows_none_of_its_details(cert, caplog):
+    async def body(service, world, link):
+        with pytest.raises(TransportError, match="^T11 ") as caught:
+            await link.hello(Hello(STAMP, {"break": "yes"}))
+        assert caught.value.permanent
+        assert "secret" not in str(caught.value)
+        await link.hello(Hello(STAMP))  # and the service lives on
+
+    run(body, cert)
+    assert "a secret detail" in caplog.text
+
+
+def test_a_port_in_use_is_named(cert):
+    async def main():
+        identity = load_identity(cert, "aggregator")
+        async with serve(Service(), identity, "127.0.0.1:0") as server:
+            with pytest.raises(TransportError, match=f"^T02 .*{server.port}") as caught:
+                async with serve(Service(), identity, f"127.0.0.1:{server.port}"):
+                    pass
+            assert caught.value.permanent
+
+    asyncio.run(main())
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on(cert):
+    async def main():
+        with pytest.raises(TransportError, match="^T03 .*[Cc]annot assign"):
+            async with serve(Service(), load_identity(cert, "aggregator"), "192.0.2.1:50051"):
+                pass
+
+    asyncio.run(main())
+
+
+def test_a_collaborator_cannot_serve(cert):
+    async def main():
+        with pytest.raises(CertificateError, match="^C09 "):
+            async with serve(Service(), load_identity(cert, "one"), "127.0.0.1:0"):
+                pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("agg.example:50051", ("agg.example", 50051)),
+        ("10.0.0.7:1", ("10.0.0.7", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_addresses_are_read(address, parts):
+    assert split_address(address) == parts
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":1", "host:x", "host:65536", "::1:5", "[::1]", "[host]:1"]
+)
+def test_addresses_that_are_none_are_refused(address):
+    with pytest.raises(TransportError, match="^T13 ") as caught:
+        split_address(address)
+    assert caught.value.permanent
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def test_a_collaborator_that_starts_first_waits_for_the_aggregator(cert):
+    async def main():
+        port, service, tries = free_port(), Service(), []
+
+        async def pause(seconds):
+            tries.append(seconds)
+            if len(tries) == 3:
+                await stack.enter_async_context(
+                    serve(service, load_identity(cert, "aggregator"), f"127.0.0.1:{port}")
+                )
+
+        link = GrpcLink(f"localhost:{port}", load_identity(cert, "one"))
+        with pytest.raises(TransportError, match="^T05 ") as caught:
+            await link.hello(Hello(STAMP))
+        assert not caught.value.permanent
+        async with AsyncExitStack() as stack:
+            patient = retrying(link, Policy(), sleep=pause)
+            assert (await patient.hello(Hello(STAMP))).state is RunState.RUNNING
+            await link.close()
+        assert len(tries) == 3
+
+    asyncio.run(main())
+
+
+def test_a_poll_survives_a_restart_of_the_aggregator(cert):
+    async def main():
+        port, identity = free_port(), load_identity(cert, "aggregator")
+        first, second = Service(), Service()
+        second.news.set()
+        link = GrpcLink(f"localhost:{port}", load_identity(cert, "one"))
+        faults = []
+
+        async def pause(seconds):
+            faults.append(seconds)
+            await asyncio.sleep(0.02)
+
+        patient = retrying(link, Policy(), sleep=pause)
+        async with serve(first, identity, f"127.0.0.1:{port}"):
+            poll = asyncio.create_task(patient.next(Next(STAMP, 60.0)))
+            await first.polled.wait()
+        async with serve(second, identity, f"127.0.0.1:{port}"):
+            assert (await asyncio.wait_for(poll, 20)).state is RunState.RUNNING
+            await link.close()
+        assert faults
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"[" * 9999,
+        b'{"class": "SystemExit", "code": "T12", "message": "x", "permanent": true}',
+        b'{"class": "PolicyError", "code": "Z99", "message": "x", "permanent": true}',
+        b'{"class": "PolicyError", "code": ["T12"], "message": "x", "permanent": true}',
+        b'{"class": "PolicyError", "code": "T12", "message": 7, "permanent": true}',
+        b'{"class": ["PolicyError"], "code": "T12", "message": "x", "permanent": true}',
+    ],
+    ids=range(9),
+)
+def test_an_error_that_cannot_be_understood_is_still_a_typed_one(data):
+    found = crossing.unpack(data)
+    assert (type(found), found.code, found.permanent) == (TransportError, "T11", True)
+
+
+def test_errors_are_cut_and_cleaned_when_they_cross():
+    packed = crossing.pack(PolicyError("T13", "\N{GRINNING FACE}" * 9999))
+    assert len(packed) < 4300
+    assert set(crossing.unpack(packed).message) == {"\N{GRINNING FACE}"}
+    hostile = {"class": "PolicyError", "code": "T13", "message": "a\x1b[2Jb", "permanent": False}
+    found = crossing.unpack(json.dumps(hostile).encode())
+    assert found.message == "a\ufffd[2Jb"
+    assert isinstance(found, OpenFedError)
+
+
+def test_grpc_is_imported_after_its_environment_is_set():
+    assert SETTINGS.items() <= os.environ.items()
+    assert grpc.__name__ == "grpc"
+    program = "import grpc, openfed.transport.environment"
+    bare = {key: value for key, value in os.environ.items() if key not in SETTINGS}
+    done = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True)
+    assert "T01  grpc was imported before GRPC_SSL_CIPHER_SUITES=" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=bare | SETTINGS, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("way", ["pull", "push"])
+def test_a_transfer_cut_off_by_the_end_of_the_server_may_be_tried_again(cert, way):
+    async def endless(offset):
+        while True:
+            yield b"x" * MIB
+
+    async def transfer(link, begun):
+        if way == "push":
+            await link.push(Push(STAMP, "ask", DIGEST, 1 << 40), endless)
+        async for _ in link.pull(Pull(STAMP, DIGEST)):
+            begun.set()
+
+    async def main():
+        service, begun = Service(), asyncio.Event()
+        async with serve(service, load_identity(cert, "aggregator"), "127.0.0.1:0") as server:
+            link = GrpcLink(f"localhost:{server.port}", load_identity(cert, "one"))
+            going = asyncio.create_task(transfer(link, begun))
+            while not (begun.is_set() or service.stored):
+                await asyncio.sleep(0.001)
+        with pytest.raises(TransportError, match="^T0[59] ") as caught:
+            await asyncio.wait_for(going, 20)
+        assert not caught.value.permanent
+        await link.close()
+
+    asyncio.run(main())
