@@ -1,0 +1,80 @@
+"""From names in a plan to the user's objects: the only place that imports by name."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from openfed.errors import TaskError
+from openfed.tasks.base import Runner
+from openfed.tasks.config import Choice, Config
+from openfed.tasks.metrics import METRICS, metric_name
+
+RUNNERS: Mapping[str, str] = {
+    "torch": "openfed.tasks.torch:TorchRunner",
+    "sklearn": "openfed.tasks.sklearn:SklearnRunner",
+    "numpy": "openfed.tasks.numpy_function:NumpyRunner",
+}
+"""Runners that ship, each called as `(config, data)`; a user's is called as `(data, **settings)`.
+`data` is the user's loader, or None where only the initial model is made.
+"""
+
+
+def load(name: str) -> Any:
+    """The object that `module:attribute` names.
+
+    Raises: TaskError: K01, with what the import raised as its cause; K08, not such a name.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise TaskError("K08", f"expected module:attribute, as in src.model:Net, got {name!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise TaskError("K01", f"{module_name} cannot be imported: {what}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        known = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))
+        raise TaskError("K01", f"{module_name} has no {attribute}; it has: {known}") from None
+
+
+def pick(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    """What ships under `name`, else the user's object that it names.
+
+    Raises: TaskError: K08 with the known names, K01.
+    """
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        raise TaskError("K08", f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
+    return load(name)
+
+
+def load_metrics(names: Iterable[str]) -> dict[str, Any]:
+    """The plan's metrics by the name they are reported under: None, or the user's function.
+
+    Raises: TaskError: K08 an unknown name, or one of the user's that is a shipped one's. K01.
+    """
+    loaded: dict[str, Any] = {}
+    for name in names:
+        short = metric_name(name)
+        if name != short and short in METRICS:
+            raise TaskError("K08", f"metric {name}: {short} is a shipped metric's name; rename it")
+        loaded[short] = None if name in METRICS else pick("metric", name, METRICS)
+    return loaded
+
+
+def make_data(chosen: Choice, source: Any) -> Any:
+    """The user's loader over the site's `source`."""
+    return load(chosen.name)(source, **chosen.settings)
+
+
+def make_runner(config: Config, data: Any) -> Runner:
+    """The plan's runner over `data`."""
+    name = config.runner.name
+    if name in RUNNERS:
+        runner: Runner = load(RUNNERS[name])(config, data)
+        return runner
+    made: Runner = pick("task runner", name, RUNNERS)(data, **config.runner.settings)
+    return made

@@ -1,0 +1,242 @@
+"""The workspaces that ship: what they learn, and that they stay small.
+
+The federation is played in this process: the plan's runner at every site, updates reduced by the
+rule of the plan. What the nodes add is tested elsewhere; the numbers are the same.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from openfed.launch.initial import task_config
+from openfed.plan.load import load_plan
+from openfed.plan.local import read_local
+from openfed.plan.schema import Plan
+from openfed.tasks.base import Runner, Task
+from openfed.tasks.config import Config, read_config
+from openfed.tasks.metrics import add, finish
+from openfed.tasks.runners import make_data, make_runner
+from openfed.tasks.seeds import derive
+from openfed.typing import Tensors
+from openfed.workspace import templates
+
+NAMES = ("numpy_linear", "sklearn_breast_cancer", "torch_digits")
+
+
+@pytest.fixture
+def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Go into a template as its task process does."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name == "src" or name.startswith("src.")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+    def go(name: str) -> Path:
+        folder = templates()[name]
+        forget()
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.chdir(folder)
+        return folder
+
+    yield go
+    forget()
+
+
+def sites(folder: Path, plan: Plan, scratch: Path) -> dict[str, tuple[Config, Any]]:
+    """Every collaborator's configuration, as its task process reads it, and its data."""
+    found = {}
+    for name, source in read_local(folder / "local.yaml", plan.collaborators).sites.items():
+        told = task_config(folder, plan, name, source, "cpu", 1)
+        (scratch / "task.json").write_text(json.dumps(told))
+        config = read_config(scratch / "task.json")
+        found[name] = (config, make_data(config.data_loader, config.source))
+    return found
+
+
+def federate(runners: Mapping[str, Runner], config: Config, settings: Any = None) -> Tensors:
+    """The last model of the plan's rounds: weighted means of what the sites trained."""
+    model = next(iter(runners.values())).initial(config.seed)[0]
+    for round in range(1, config.rounds + 1):
+        answers = []
+        for name, runner in sorted(runners.items()):
+            seed = derive(config.seed, round, name, "train")
+            task = Task("train", round, config.rounds, name, seed, settings or {})
+            answers.append(runner.run(task, model, {}))
+        counts = [answer.numbers["n"][0] for answer in answers]
+        model = {
+            name: np.average(
+                [answer.tensors[name] for answer in answers], axis=0, weights=counts
+            ).astype(value.dtype)
+            for name, value in model.items()
+        }
+    return model
+
+
+def score(runners: Mapping[str, Runner], model: Tensors, metric: str) -> float:
+    sums = None
+    for name, runner in runners.items():
+        numbers = runner.run(Task("validate", 1, 1, name, 0), model, {}).numbers
+        sums = add(sums, numbers[f"metrics/validate/{metric}"])
+    value = finish(metric, sums or ())
+    assert value is not None
+    return value
+
+
+class Pooled:
+    """All sites' data in one place, in batches of the same size; held out is what they hold out."""
+
+    def __init__(self, parts: list[Any], join: Callable[[list[Any]], Any], size: int) -> None:
+        self.parts, self.join, self.size = parts, join, size
+
+    def train(self, *, seed: int) -> Iterator[Any]:
+        batches = [batch for part in self.parts for batch in part.train(seed=seed)]
+        inputs, targets = (self.join([batch[side] for batch in batches]) for side in (0, 1))
+        order = np.random.default_rng(seed).permutation(len(targets))
+        for rows in np.split(order, range(self.size, len(order), self.size)):
+            yield inputs[rows], targets[rows]
+
+    def validate(self) -> Iterator[Any]:
+        for part in self.parts:
+            yield from part.validate()
+
+
+def both(folder: Path, plan: Plan, scratch: Path, join: Any, size: int) -> tuple[float, float]:
+    """Accuracy of the federated and of the pooled model on the same held-out samples."""
+    found = sites(folder, plan, scratch)
+    config = next(iter(found.values()))[0]
+    runners = {name: make_runner(own, data) for name, (own, data) in found.items()}
+    pooled = {"all": make_runner(config, Pooled([data for _, data in found.values()], join, size))}
+    return tuple(  # type: ignore[return-value]
+        score(one, federate(one, config), "accuracy") for one in (runners, pooled)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_is_small_and_has_all_its_files(name: str) -> None:
+    folder = templates()[name]
+    for path in folder.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert len(path.read_text().splitlines()) <= 150, path
+            assert "openfed" not in path.read_text() or path.suffix in (".md", ".ipynb"), path
+    for file in ("plan/plan.yaml", "local.yaml", "README.md", "requirements.txt"):
+        assert (folder / file).is_file()
+
+
+def test_every_template_is_tested_here() -> None:
+    assert tuple(templates()) == NAMES
+
+
+def test_the_digits_are_those_of_scikit_learn(enter: Callable[[str], Path]) -> None:
+    enter("torch_digits")
+    pictures, labels = importlib.import_module("src.data").read_digits()
+    inputs, targets = load_digits(return_X_y=True)
+    np.testing.assert_array_equal(pictures.reshape(-1, 64).numpy() * 16, inputs)
+    np.testing.assert_array_equal(labels.numpy(), targets)
+
+
+def test_shards_are_disjoint_whole_and_hold_out_a_fifth(enter: Callable[[str], Path]) -> None:
+    enter("torch_digits")
+    loader = importlib.import_module("src.data").Digits
+    shares = [loader({"shard": k, "of": 3}) for k in (1, 2, 3)]
+    rows = [int(row) for s in shares for part in (s._train, s._validate) for row in part]
+    assert sorted(rows) == list(range(1797))
+    assert sum(len(share._validate) for share in shares) == pytest.approx(1797 / 5, abs=3)
+
+
+def test_digits_are_learned_in_three_rounds(enter: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = enter("torch_digits")
+    plan = load_plan(folder / "plan" / "plan.yaml", ["rounds=3"])
+    found = sites(folder, plan, tmp_path)
+    runners = {name: make_runner(own, data) for name, (own, data) in found.items()}
+    model = federate(runners, found["one"][0])
+    assert score(runners, model, "accuracy") >= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_digits_are_as_good_as_pooled_in_five_seeds(
+    enter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = enter("torch_digits")
+    plan = load_plan(folder / "plan" / "plan.yaml")
+    assert plan.rounds == 10
+    results = []
+    for seed in range(5):
+        seeded = plan.model_copy(update={"seed": seed})
+        results.append(both(folder, seeded, tmp_path, torch.cat, 32))
+    print("torch_digits, federated and pooled:", np.round(results, 4).tolist())
+    federated, pooled = np.array(results).T
+    assert federated.min() >= 0.96
+    assert abs(federated.mean() - pooled.mean()) <= 0.01
+
+
+def test_breast_cancer_is_as_good_as_pooled_over_five_splits(
+    enter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = enter("sklearn_breast_cancer")
+    results = []
+    for split in range(5):
+        plan = load_plan(folder / "plan" / "plan.yaml")
+        settings = {**plan.data_loader.settings, "split": split}
+        chosen = plan.data_loader.model_copy(update={"settings": settings})
+        plan = plan.model_copy(update={"data_loader": chosen})
+        results.append(both(folder, plan, tmp_path, np.concatenate, 1000))
+    print("sklearn_breast_cancer, federated and pooled:", np.round(results, 4).tolist())
+    federated, pooled = np.mean(results, axis=0)
+    assert federated > 0.95
+    assert abs(federated - pooled) <= 0.02
+
+
+def test_scaling_constants_stand_in_the_plan(enter: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = enter("sklearn_breast_cancer")
+    plan = load_plan(folder / "plan" / "plan.yaml")
+    inputs = [
+        batch[0]
+        for _, data in sites(folder, plan, tmp_path).values()
+        for batch in data.train(seed=0)
+    ]
+    together = np.concatenate(inputs)
+    assert np.abs(together.mean(axis=0)).max() < 0.25
+    assert np.abs(together.std(axis=0) - 1).max() < 0.25
+
+
+def test_the_line_is_found(enter: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = enter("numpy_linear")
+    found = sites(folder, load_plan(folder / "plan" / "plan.yaml"), tmp_path)
+    runners = {name: make_runner(own, data) for name, (own, data) in found.items()}
+    model = federate(runners, found["mill"][0])
+    assert model["slope"] == pytest.approx(2, abs=0.1)
+    assert model["offset"] == pytest.approx(1, abs=0.1)
+    assert score(runners, model, "rmse") < 0.3
+
+
+def test_the_configuration_of_a_task_process_has_every_setting(
+    enter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = enter("torch_digits")
+    found = sites(folder, load_plan(folder / "plan" / "plan.yaml"), tmp_path)
+    config = found["two"][0]
+    assert replace(config, runner=None, output_limit=0) == Config(  # type: ignore[arg-type]
+        workspace=folder,
+        collaborator="two",
+        runner=None,  # type: ignore[arg-type]
+        data_loader=config.data_loader,
+        source={"shard": 2, "of": 2},
+        seed=7,
+        rounds=10,
+        metrics=("accuracy",),
+        scope=(),
+        device="cpu",
+        threads=1,
+        output_limit=0,
+    )
