@@ -612,12 +612,6 @@ CODES: dict[str, Explanation] = {
         "The bytes on their socket are not a message, or not one that belongs there.",
         "User code may have written to a descriptor that is not its own; look at the site's log.",
     ),
-    "K11": Explanation(
-        "the task process ended",
-        "The process that runs user code was killed or left without a word: out of memory, a "
-        "crash in native code, os._exit().",
-        "Look at the site's log and at the kernel's (dmesg) for a process killed for memory.",
-    ),
     "K20": Explanation(
         "task failed",
         "A collaborator reported a failure without a known code.",

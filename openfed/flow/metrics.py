@@ -1,9 +1,11 @@
 """From the sums that sites report to the values that people read: pure functions."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
-from openfed.tasks.metrics import finish, metric_name
+from openfed.errors import TaskError
+from openfed.tasks.metrics import finish, fits, metric_name
 from openfed.typing import Numbers
 
 AGGREGATE = "aggregate"
@@ -45,11 +47,16 @@ def _n(numbers: Numbers) -> int:
     return int(numbers["n"][0])
 
 
+def check_sums(numbers: Numbers) -> None:
+    """Raises: TaskError K25: a metric's sums are not as many as the metric has."""
+    for name, sums in numbers.items():
+        if name.startswith(PREFIX) and not fits(name.split("/", 2)[2], sums):
+            raise TaskError("K25", f"{name}: {len(sums)} numbers are not the sums of this metric")
+
+
 def merge(sums: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """Element by element, in the order given. Sites whose lengths differ are left out but for
-    those of the first's."""
-    width = len(sums[0])
-    return tuple(sum(column) for column in zip(*(s for s in sums if len(s) == width), strict=True))
+    """Element by element, in the order given. Sums per class end where a site's classes end."""
+    return tuple(sum(column) for column in zip_longest(*sums, fillvalue=0.0))
 
 
 def aggregate(rows: Sequence[dict[str, Any]], task: str, metric: str) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from openfed.errors import PolicyError, TaskError
-from openfed.flow.metrics import declared
+from openfed.flow.metrics import check_sums, declared
 from openfed.node.trainer import Inputs, Trainer
 from openfed.plan.lock import Lock
 from openfed.store.local import LocalStore, Owed
@@ -174,6 +174,7 @@ class Agent:
         """Turn the outcome into the reply's frame; it and the new local state are one commit."""
         update = self._update(outcome.tensors, base) if assignment.updates else {}
         check_numbers(outcome.numbers, self._numbers, trained=assignment.updates)
+        check_sums(outcome.numbers)
         local = None if outcome.local is None else blocks(Record(outcome.local))
         return self._store.owe(assignment.ask, blocks(Record(update, outcome.numbers)), local)
 

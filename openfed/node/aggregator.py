@@ -27,7 +27,7 @@ from openfed.ask.machine import (
     step,
 )
 from openfed.errors import CODES, OpenFedError, PolicyError, TaskError, WireError
-from openfed.flow.metrics import declared
+from openfed.flow.metrics import check_sums, declared
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Reply
 from openfed.store.spool import Spool
@@ -354,6 +354,7 @@ class Aggregator:
             expected = self._updates if assignment.updates else ()
             check_entries(frame.layout.specs, expected)
             check_numbers(frame.layout.numbers, self._numbers, trained=assignment.updates)
+            check_sums(frame.layout.numbers)
             _check_tensors(frame)
             return frame.layout.numbers
 

@@ -6,7 +6,8 @@ import pytest
 
 FAULTS = {
     "raises": (
-        "def FAULT(record):\n    return explode()\ndef explode():\n    raise ValueError('no data today')\n",
+        "def FAULT(record):\n    return explode()\n"
+        "def explode():\n    raise ValueError('no data today')\n",
         ["no data today", "src/linear.py", "explode()"],
     ),
     "returns NaN": (

@@ -32,7 +32,10 @@ def play(here) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("template", ["torch_digits", "numpy_linear"])
+SLOW = pytest.param("torch_digits", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("template", [SLOW, "numpy_linear"])
 def test_twice_and_in_process_the_digest_is_the_same(workspace, template):
     here = workspace(template)
     first = run(here, "-s", "rounds=3")
@@ -95,6 +98,7 @@ class Odd(nn.Module):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "{fedadam: {lr: 0.01}}"])
 def test_an_odd_model_trains_and_is_the_same_bits_after_a_save_and_a_load(workspace, strategy):
     here = workspace("torch_digits")
@@ -102,7 +106,8 @@ def test_an_odd_model_trains_and_is_the_same_bits_after_a_save_and_a_load(worksp
     settings = [
         "rounds=3",
         f"strategy={strategy}",
-        'task_runner={torch: {model: "src.model:Odd", loss: cross_entropy, optimizer: {sgd: {lr: 0.1}}}}',
+        "task_runner.torch.model=src.model:Odd",
+        "task_runner.torch.optimizer={sgd: {lr: 0.1}}",
     ]
     first = run(here, *(word for setting in settings for word in ("-s", setting)))
     assert first["metrics"]["loss"] < 2.2

@@ -200,6 +200,7 @@ BAD = {
     "n of -1": ("K24", UPDATE, {"n": (-1.0,)}),
     "n of 1e308": ("K24", UPDATE, {"n": (1e308,)}),
     "no n": ("K24", UPDATE, {"seconds": (1.0,)}),
+    "sums that are none": ("K25", UPDATE, {"n": (1.0,), "metrics/train/loss": (1.0,) * 3}),
     "an undeclared number": ("K25", UPDATE, {"n": (1.0,), "patients": (17.0,)}),
 }
 

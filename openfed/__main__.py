@@ -1,0 +1,5 @@
+"""`python -m openfed` is `fx`."""
+
+from openfed.cli.main import main
+
+main()

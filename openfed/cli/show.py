@@ -1,0 +1,60 @@
+"""How results look on standard output; everything that is not a result goes to standard error."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from openfed.launch.result import Result
+from openfed.observe.text import clean, number, one_line, size
+from openfed.workspace import purpose
+
+
+def as_json(value: Mapping[str, Any]) -> None:
+    """One object on one line, the last of standard output."""
+    click.echo(json.dumps(value, allow_nan=False))
+
+
+def written(root: Path, paths: Iterable[Path]) -> None:
+    """The files that a command wrote, and who gets each."""
+    names = [path.relative_to(root) for path in paths]
+    width = max((len(str(name)) for name in names), default=0)
+    for name in names:
+        click.echo(f"  {name!s:<{width}}  {purpose(name)}".rstrip())
+
+
+def result(ended: Result) -> None:
+    """What a run came to, and where everything lies."""
+    for line in result_lines(ended.json, ended.workspace):
+        click.echo(line)
+
+
+def result_lines(told: Mapping[str, Any], root: Path) -> Iterator[str]:
+    reason = f": {clean(told['reason'])}" if told["reason"] else ""
+    yield f"{told['status']} after {told['rounds']} rounds{reason}"
+    yield f"  run       {told['run']}, plan {told['plan_digest'][:16]}"
+    yield from _scores(told["metrics"], told["best"])
+    yield f"  bytes     up {size(told['bytes']['up'])}, down {size(told['bytes']['down'])}"
+    yield f"  seconds   {_seconds(told['seconds'])}"
+    if told["model"]["digest"]:
+        path, digest = told["model"]["path"], told["model"]["digest"]
+        yield f"  model     {root / path}, digest {digest[:16]}"
+    yield f"  metrics   {root / 'logs' / 'metrics.jsonl'}"
+    yield f"  logs      {root / 'logs'}"
+
+
+def _scores(metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> Iterator[str]:
+    if metrics:
+        each = (f"{one_line(name, 40)} {number(value)}" for name, value in metrics.items())
+        yield f"  scores    {', '.join(each)}"
+    if best:
+        what = f"{one_line(best['metric'], 40)} {number(best['value'])}"
+        yield f"  best      model {best['model']}, {what}"
+
+
+def _seconds(spent: Mapping[str, float]) -> str:
+    parts = f"training {spent['training']:.1f}, imports {spent['imports']:.1f}"
+    own = f"openfed {spent['openfed']:.1f} ({spent['per_round']:.3f} a round)"
+    return f"{spent['total']:.1f} in all: {parts}, {own}"

@@ -1,0 +1,281 @@
+"""`fx run`: a whole federation on this machine, each node a process of its own."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from openfed.errors import CODES, OpenFedError, TaskError, UsageError
+from openfed.launch.initial import initialize, task_config
+from openfed.launch.processes import Exit, Kind, Line, NodeSpec, Processes, Supervisor
+from openfed.launch.result import Result, seconds
+from openfed.observe.files import recorder
+from openfed.observe.view import Event, Observe
+from openfed.pki.files import ensure_federation
+from openfed.plan.load import load_plan
+from openfed.plan.local import Local, read_local
+from openfed.plan.lock import Lock
+from openfed.store.runs import Mode, choose_run, new_run_id
+from openfed.workspace import Workspace, purpose
+
+NODE, TASK = "openfed.launch.node", "openfed.tasks.child"
+AGGREGATOR = "aggregator"
+LAST_WORDS = 20
+"""Lines of a node's log that an error quotes."""
+
+
+def run_federation(
+    workspace: Workspace, overrides: Sequence[str], mode: Mode, observe: Observe
+) -> Result:
+    """Run the plan, from certificates to the trained model; `observe` is told all that happens.
+
+    A run that its plan or its sites fail still gives a `Result`, with status "failed".
+    Raises: OpenFedError: there was no run, or a node died and left it to be resumed.
+    """
+    begun = time.monotonic()
+    plan = load_plan(workspace.plan, overrides)
+    local = read_local(workspace.local, plan.collaborators)
+    with only_one(workspace):
+        say = partial(note, observe)
+        lock, written, initial = initialize(workspace, plan, Processes(), say)
+        for line in wrote(workspace, (*written, *certificates(workspace, lock))):
+            say(line)
+        run, resumed, reason = _choose(workspace, lock, mode)
+        say(reason)
+        if not resumed:
+            for log in workspace.logs.glob("*.log"):
+                log.unlink()  # of the run before: logs/ is about the latest
+        with recorder(workspace.logs, resumed=resumed) as record:
+            launch = _Launch(workspace, lock, run, local, (record, observe))
+            code = launch.run()
+    spent = seconds(launch.events, time.monotonic() - begun, initial)
+    return _result(workspace, launch.events, spent.json(), code)
+
+
+@contextmanager
+def only_one(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace; raises `UsageError` U20 while another `fx run` does."""
+    workspace.runs.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(workspace.runs / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError("U20", f"another fx runs in {workspace.root}: stop it first") from None
+    finally:
+        os.close(descriptor)
+
+
+def certificates(workspace: Workspace, lock: Lock) -> list[Path]:
+    """Issue what is missing, for a trial: the authority and every node live in this workspace."""
+    plan = lock.plan
+    hosts = tuple(lock.advertise)
+    return ensure_federation(
+        workspace.cert, plan.federation, hosts, plan.collaborators, time.time()
+    )
+
+
+def _choose(workspace: Workspace, lock: Lock, mode: Mode) -> tuple[str, bool, str]:
+    """The run's id, whether it was begun before, and a sentence that says which and why."""
+    chosen = choose_run(workspace.root, lock.digest, mode)
+    if chosen.action == "complete":
+        run = new_run_id()
+        return run, False, f"{chosen.reason}: training again, as run {run}"
+    return chosen.run, chosen.action == "resume", chosen.reason
+
+
+class _Launch:
+    """The nodes of one run, from their start to their end."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        lock: Lock,
+        run: str,
+        local: Local,
+        observers: tuple[Observe, ...],
+    ) -> None:
+        self.events: list[Event] = []
+        self._workspace, self._lock, self._run_id, self._local = workspace, lock, run, local
+        self._observers = observers
+        self._nodes = Supervisor(Processes())
+
+    def run(self) -> int:
+        """Start everything, relay until the run has ended, stop everything; the exit code."""
+        try:
+            self._start()
+            return self._relay()
+        except KeyboardInterrupt:
+            self._say(f"stopped run {self._run_id}: `fx run` resumes it")
+            raise
+        finally:
+            self._nodes.stop()
+            shutil.rmtree(self._exchange, ignore_errors=True)  # sockets, and copies of the model
+
+    @property
+    def _exchange(self) -> Path:
+        return self._workspace.runs / self._run_id / "exchange"
+
+    def _start(self) -> None:
+        listen = with_port(self._lock.listen)
+        address = dialled(self._lock.advertise[0], listen)
+        self._nodes.start(aggregator_spec(self._workspace, self._run_id, listen))
+        for name in self._lock.plan.collaborators:
+            exchange = self._exchange / name
+            for spec in site_specs(
+                self._workspace, self._lock, self._local, name, address, exchange
+            ):
+                self._nodes.start(spec)
+
+    def _relay(self) -> int:
+        """Tell observers what the aggregator says, until it has said how the run ended."""
+        for news in self._nodes.news():
+            if isinstance(news, Line):
+                self._hear(news)
+            elif self._ended:
+                if news.name == AGGREGATOR:
+                    return news.code
+            elif self._nodes.returns(news.name):
+                self._say(f"{news.name} ended ({cause(news.code)}) and is started again")
+            else:
+                raise gone(news, self._workspace.logs)
+        raise AssertionError("news never end")
+
+    def _hear(self, line: Line) -> None:
+        if line.name == AGGREGATOR:  # agents speak to their logs
+            self._tell(event_of(line))
+        if self._ended:
+            self._nodes.finish()
+
+    @property
+    def _ended(self) -> bool:
+        return bool(self.events) and self.events[-1].get("event") == "run.ended"
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        for observe in self._observers:
+            observe(event)
+
+    def _say(self, text: str) -> None:
+        for observe in self._observers:
+            note(observe, text)
+
+
+# -- what is started ----------------------------------------------------------------------------
+
+
+def aggregator_spec(workspace: Workspace, run: str, listen: str) -> NodeSpec:
+    arguments = ("aggregator", "--workspace", str(workspace.root), "--run", run, "--listen", listen)
+    return _spec(workspace, AGGREGATOR, Kind.AGGREGATOR, arguments)
+
+
+def site_specs(
+    workspace: Workspace, lock: Lock, local: Local, name: str, address: str, exchange: Path
+) -> tuple[NodeSpec, NodeSpec]:
+    """A collaborator's agent and task process: siblings that meet in the exchange folder."""
+    source, device, threads = local.sites[name], local.device, local.threads
+    config = task_config(workspace.root, lock.plan, name, source, device, threads)
+    exchange.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (exchange / "task.json").write_text(json.dumps(config))
+    where = ("--exchange", str(exchange))
+    agent = ("agent", "--workspace", str(workspace.root), "--name", name, "--address", address)
+    return (
+        _spec(workspace, name, Kind.AGENT, (*agent, *where)),
+        _spec(workspace, f"{name}.task", Kind.TASK, where, threads=threads),
+    )
+
+
+def _spec(
+    workspace: Workspace, name: str, kind: Kind, arguments: tuple[str, ...], threads: int = 1
+) -> NodeSpec:
+    log = workspace.logs / f"{name.removesuffix('.task')}.log"  # one log for each collaborator
+    module = TASK if kind == Kind.TASK else NODE
+    return NodeSpec(name, kind, module, arguments, workspace.runs / "home" / name, log, threads)
+
+
+def with_port(listen: str) -> str:
+    """`listen`, with a free port where it says 0."""
+    host, _, port = listen.rpartition(":")
+    if port != "0":
+        return listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host.strip("[]"), 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def dialled(host: str, listen: str) -> str:
+    """What collaborators dial: an advertised host, at the port that the aggregator listens on."""
+    port = listen.rpartition(":")[2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# -- what is told -------------------------------------------------------------------------------
+
+
+def note(observe: Observe, text: str) -> None:
+    observe({"event": "note", "at": time.time(), "text": text})
+
+
+def wrote(workspace: Workspace, paths: Iterable[Path]) -> Iterator[str]:
+    """A line for each folder in which files were written, and who gets them."""
+    names = [path.relative_to(workspace.root) for path in paths]
+    for folder, inside in groupby(names, lambda name: name.parent):
+        files = list(inside)
+        listed = ", ".join(name.name for name in files)
+        yield f"wrote {folder}/: {listed} ({purpose(files[-1])})"
+
+
+def event_of(line: Line) -> Event:
+    """The event in a line; what a library printed there is passed on as a note."""
+    try:
+        event = json.loads(line.text)
+    except ValueError:
+        event = None
+    if isinstance(event, dict):
+        return event
+    return {"event": "note", "at": time.time(), "text": line.text.decode(errors="replace").strip()}
+
+
+def cause(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+CODED = re.compile(r"[0-9:]{8} ([A-Z][0-9]{2})  (.+)")
+"""How a node's log says why it ended."""
+
+
+def gone(node: Exit, logs: Path) -> OpenFedError:
+    """The error for a node that ended by itself and will not be back: its own, if it told one."""
+    log = logs / f"{node.name.removesuffix('.task')}.log"
+    lines = log.read_text(errors="replace").splitlines()[-LAST_WORDS:] if log.exists() else []
+    told = CODED.fullmatch(lines[-1]) if lines else None
+    if told and told[1] in CODES:
+        error = OpenFedError(told[1], f"{node.name}: {told[2]} (its log: {log})")
+    else:
+        said = "".join(f"\n    {line}" for line in lines)
+        how = f"{node.name} ended ({cause(node.code)}) before the run did"
+        error = OpenFedError("U21", f"{how}; {log} ends:{said}")
+    error.exit_code = node.code if 0 < node.code < 128 else 1
+    return error
+
+
+def _result(
+    workspace: Workspace, events: Sequence[Event], spent: Mapping[str, float], code: int
+) -> Result:
+    """The object of `--json`. A run that fails after user code did ends as user code's failure."""
+    told = {key: value for key, value in events[-1].items() if key not in ("event", "at")}
+    if told["status"] == "completed":
+        code = 0
+    elif any(event.get("event") == "task.failed" for event in events):
+        code = TaskError.exit_code
+    return Result(workspace.root, {**told, "seconds": dict(spent)}, code)

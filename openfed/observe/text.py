@@ -1,0 +1,139 @@
+"""A view and its events as plain lines: what `fx run | cat`, CI logs and notebooks show.
+
+Names, messages and tracebacks come from other sites: everything printed goes through `clean`.
+"""
+
+from collections.abc import Iterator
+
+from openfed.observe.view import Event, Row, View, finished
+
+MESSAGE_LIMIT = 2_000
+TRACEBACK_LIMIT = 20_000
+
+
+def clean(text: object, limit: int = MESSAGE_LIMIT) -> str:
+    r"""`text` without anything a terminal would obey: control, format and bidi characters.
+
+    Newlines and tabs stay (callers that need one line use `one_line`).
+
+    >>> clean("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    text = str(text)
+    kept = text if len(text) <= limit else text[:limit] + f" ... ({len(text)} characters)"
+    return "".join(c if c in "\n\t" or c.isprintable() else _escaped(c) for c in kept)
+
+
+def one_line(text: object, limit: int = MESSAGE_LIMIT) -> str:
+    return " ".join(clean(text, limit).split())
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def number(value: float) -> str:
+    """Four digits after the point where that says something, an exponent elsewhere."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, as networks are sold: `size(1_234_567) == "1.2 MB"`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def row_line(view: View, row: Row) -> str:
+    """Everything about one model on one line."""
+    width = len(str(view.rounds))
+    label = f"round {row.model:>{width}}/{view.rounds}" if row.model else "initial model"
+    parts = [label, *(f"{one_line(k, 40)} {number(v)}" for k, v in row.scores.items())]
+    parts += [f"{one_line(k, 40)} {number(v)}" for k, v in sorted(row.others.items())]
+    if row.n:
+        each = ", ".join(f"{one_line(name, 40)} {n}" for name, n in sorted(row.n.items()))
+        parts.append(f"n {sum(row.n.values())} ({each})")
+    if row.missing:
+        parts.append("without " + ", ".join(one_line(name, 40) for name in row.missing))
+    if row.seconds:
+        parts.append(f"{row.seconds:.1f} s")
+        parts.append(f"up {size(row.up)}, down {size(row.down)}")
+    return "  ".join(parts)
+
+
+def lines(view: View, event: Event) -> Iterator[str]:
+    """What to print after `event`, which `view` holds already."""
+    for model in finished(view, event):
+        if has_news(view.rows[model]):
+            yield row_line(view, view.rows[model])
+    say = SAY.get(event.get("event", ""))
+    if say:
+        yield from say(view, event)
+
+
+def has_news(row: Row) -> bool:
+    """Whether there is anything to show about a model."""
+    return bool(row.scores or row.others or row.n or row.seconds)
+
+
+def _note(view: View, event: Event) -> Iterator[str]:
+    yield clean(event["text"])
+
+
+def _started(view: View, event: Event) -> Iterator[str]:
+    sites = ", ".join(one_line(name, 40) for name in view.sites)
+    what = "run resumed" if event.get("resumed") else "run"
+    yield f"{view.name}: {what} {view.run}, plan {view.plan_digest[:12]}, {view.rounds} rounds"
+    yield f"waiting for {len(view.sites)} collaborators: {sites}"
+
+
+def _joined(view: View, event: Event) -> Iterator[str]:
+    seen = sum(site.joined for site in view.sites.values())
+    missing = [name for name, site in view.sites.items() if not site.joined]
+    waiting = f", waiting for {', '.join(one_line(n, 40) for n in missing)}" if missing else ""
+    yield f"{one_line(event['collaborator'])} joined ({seen} of {len(view.sites)}{waiting})"
+
+
+def _replied(view: View, event: Event) -> Iterator[str]:
+    if event["ruling"] not in ("accepted", "duplicate"):
+        yield f"{_where(event)}: the reply is {one_line(event['ruling'])}"
+
+
+def _failed(view: View, event: Event) -> Iterator[str]:
+    yield f"{_where(event)} FAILED  {one_line(event['code'])}  {clean(event['message'])}"
+    yield from indented(event.get("traceback") or "")
+
+
+def _closed(view: View, event: Event) -> Iterator[str]:
+    if event.get("missing"):
+        missing = ", ".join(one_line(name, 40) for name in event["missing"])
+        yield f"round {event['round']} {one_line(event['task'])}: closed without {missing}"
+
+
+def _ended(view: View, event: Event) -> Iterator[str]:
+    reason = f": {clean(event['reason'])}" if event.get("reason") else ""
+    yield f"{event['status']} after {event['rounds']} of {view.rounds} rounds{reason}"
+
+
+SAY = {
+    "note": _note,
+    "run.started": _started,
+    "node.joined": _joined,
+    "reply": _replied,
+    "task.failed": _failed,
+    "ask.closed": _closed,
+    "run.ended": _ended,
+}
+
+
+def _where(event: Event) -> str:
+    return f"round {event['round']}  {one_line(event['task'])}  {one_line(event['collaborator'])}"
+
+
+def indented(traceback: str) -> Iterator[str]:
+    """The lines of a traceback, set off from ours."""
+    for line in clean(traceback, TRACEBACK_LIMIT).splitlines():
+        yield f"    {line}"

@@ -1,0 +1,203 @@
+"""What a run looks like so far: a frozen value, folded from the run's events.
+
+    view = View()
+    for event in events:
+        view = fold(view, event)
+
+Pure: the console, `fx status` and tests read the same view. Folding an event twice changes
+nothing, since a restarted aggregator may say again what it said before.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+Event = Mapping[str, Any]
+"""`{"event": kind, "at": seconds since the epoch, ...fields of the kind}`."""
+
+Observe = Callable[[Event], None]
+"""Is told every event of a run, in order."""
+
+AGGREGATE = "aggregate"
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Site:
+    """One collaborator, as the aggregator last heard of it."""
+
+    state: str = "not seen yet"
+    joined: bool = False
+    n: int = 0  # samples that its last training consumed
+    seconds: float = 0.0  # of its last task
+
+
+@dataclass(frozen=True)
+class Row:
+    """Model k: what training in round k cost, and how the result scores. Model 0 is the start."""
+
+    model: int
+    scores: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # aggregated `validate`
+    others: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # "train/loss", ...
+    n: Mapping[str, int] = field(default_factory=lambda: NOTHING)  # samples, per collaborator
+    seconds: float = 0.0
+    openfed_seconds: float = 0.0
+    up: int = 0
+    down: int = 0
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    name: str = ""
+    run: str = ""
+    plan_digest: str = ""
+    rounds: int = 0
+    round: int = 0
+    trained: int = 0  # the last round in which training began
+    phase: str = "starting"
+    sites: Mapping[str, Site] = field(default_factory=lambda: NOTHING)
+    rows: Mapping[int, Row] = field(default_factory=lambda: NOTHING)  # by model
+    best: Event | None = None
+    ended: Event | None = None  # the fields of run.ended
+
+
+def fold(view: View, event: Event) -> View:
+    """The view after `event`; an event of an unknown kind changes nothing."""
+    step = STEPS.get(event.get("event", ""))
+    return step(view, event) if step else view
+
+
+def fold_all(events: Iterable[Event]) -> View:
+    view = View()
+    for event in events:
+        view = fold(view, event)
+    return view
+
+
+def _started(view: View, event: Event) -> View:
+    sites = {name: Site() for name in event["collaborators"]}
+    fresh = View() if event["run"] != view.run else replace(view, ended=None)
+    return replace(
+        fresh,
+        name=event["name"],
+        run=event["run"],
+        plan_digest=event["plan_digest"],
+        rounds=event["rounds"],
+        phase="waiting for collaborators",
+        sites=sites,
+    )
+
+
+def _joined(view: View, event: Event) -> View:
+    name = event["collaborator"]
+    asked = view.sites.get(name, Site()).state != Site.state  # before it was here
+    return _site(view, name, joined=True, **({} if asked else {"state": "joined"}))
+
+
+def _round(view: View, event: Event) -> View:
+    return replace(view, round=event["round"], phase="round started")
+
+
+def _opened(view: View, event: Event) -> View:
+    for name in event["cohort"]:
+        view = _site(view, name, state=event["task"])
+    trained = event["round"] if event["task"] == "train" else view.trained
+    return replace(view, round=event["round"], phase=event["task"], trained=trained)
+
+
+def _replied(view: View, event: Event) -> View:
+    name, task, n = event["collaborator"], event["task"], int(event.get("n") or 0)
+    accepted = event["ruling"] in ("accepted", "duplicate")
+    state = "done" if accepted else str(event["ruling"])
+    view = _site(view, name, state=f"{task}: {state}", seconds=float(event.get("seconds") or 0))
+    if task != "train" or not accepted:
+        return view
+    view = _site(view, name, n=n)
+    row = _row(view, event["round"])
+    return _put(view, replace(row, n={**row.n, name: n}))
+
+
+def _failed(view: View, event: Event) -> View:
+    return _site(view, event["collaborator"], state=f"{event['task']}: failed {event['code']}")
+
+
+def _closed(view: View, event: Event) -> View:
+    missing = tuple(event.get("missing", ()))
+    for name in missing:
+        if view.sites.get(name, Site()).state == event["task"]:  # no answer, not even a failure
+            view = _site(view, name, state=f"{event['task']}: missing")
+    if event["task"] != "train":
+        return view
+    return _put(view, replace(_row(view, event["round"]), missing=missing))
+
+
+def _metric(view: View, event: Event) -> View:
+    if event["collaborator"] != AGGREGATE or event["value"] is None:
+        return view
+    if event["task"] == "validate":
+        row = _row(view, event["model"])
+        return _put(view, replace(row, scores={**row.scores, event["metric"]: event["value"]}))
+    row = _row(view, event["round"])
+    name = f"{event['task']}/{event['metric']}"
+    return _put(view, replace(row, others={**row.others, name: event["value"]}))
+
+
+def _round_ended(view: View, event: Event) -> View:
+    row = replace(
+        _row(view, event["round"]),
+        seconds=event["seconds"],
+        openfed_seconds=event["openfed_seconds"],
+        up=event["bytes_up"],
+        down=event["bytes_down"],
+    )
+    return replace(_put(view, row), phase="round ended")
+
+
+def _best(view: View, event: Event) -> View:
+    return replace(view, best={key: event[key] for key in ("model", "metric", "value")})
+
+
+def _ended(view: View, event: Event) -> View:
+    return replace(view, phase=event["status"], ended=event)
+
+
+STEPS = {
+    "run.started": _started,
+    "node.joined": _joined,
+    "round.started": _round,
+    "ask.opened": _opened,
+    "reply": _replied,
+    "task.failed": _failed,
+    "ask.closed": _closed,
+    "metric": _metric,
+    "round.ended": _round_ended,
+    "model.best": _best,
+    "run.ended": _ended,
+}
+
+
+def _site(view: View, name: str, **changes: Any) -> View:
+    site = replace(view.sites.get(name, Site()), **changes)
+    return replace(view, sites={**view.sites, name: site})
+
+
+def _row(view: View, model: int) -> Row:
+    return view.rows.get(model, Row(model))
+
+
+def _put(view: View, row: Row) -> View:
+    return replace(view, rows={**view.rows, row.model: row})
+
+
+def finished(view: View, event: Event) -> tuple[int, ...]:
+    """The models of which nothing more will be said after `event`, which `view` holds already.
+
+    Model k is trained in round k and scored at the start of round k+1, or at the end of the run.
+    """
+    if event.get("event") == "run.ended":
+        return tuple(sorted(model for model in view.rows if model >= view.trained))
+    if event.get("event") == "ask.opened" and event["task"] == "train":
+        return (event["round"] - 1,) if event["round"] - 1 in view.rows else ()
+    return ()

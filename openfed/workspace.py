@@ -1,0 +1,115 @@
+"""Where everything of a workspace lies, and how one is made from a template."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from openfed.errors import UsageError
+
+HERE = Path(__file__).parent
+TEMPLATES = (HERE.parent / "workspace_templates", HERE / "_workspace_templates")
+"""A checkout's own templates first; those in an installed wheel otherwise."""
+
+NOT_COPIED = shutil.ignore_patterns(
+    "__pycache__", "*.pyc", ".ipynb_checkpoints", "cert", "save", "logs", "runs", "plan.lock", ".*"
+)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Names only: looking one up creates nothing."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan" / "plan.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "plan" / "plan.lock"
+
+    @property
+    def local(self) -> Path:
+        return self.root / "local.yaml"
+
+    @property
+    def cert(self) -> Path:
+        return self.root / "cert"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def model(self, name: str, which: str) -> Path:
+        """`which` is init, last or best."""
+        return self.root / "save" / f"{name}_{which}.safetensors"
+
+
+def open_workspace(path: str | Path = ".") -> Workspace:
+    """The workspace at `path`: its folder, or its plan file. Raises `UsageError` U01."""
+    path = Path(path).resolve()
+    root = path.parent.parent if path.name == "plan.yaml" else path
+    workspace = Workspace(root)
+    if not workspace.plan.is_file():
+        raise UsageError(
+            "U01",
+            f"{root} is not a workspace: it has no plan/plan.yaml. Go to one, or create one: "
+            "fx workspace create --prefix my_workspace --template torch_digits",
+        )
+    return workspace
+
+
+def templates() -> dict[str, Path]:
+    """Name and folder of every template, in name order."""
+    folder = next((folder for folder in TEMPLATES if folder.is_dir()), None)
+    found = sorted(folder.iterdir()) if folder else []
+    return {path.name: path for path in found if (path / "plan" / "plan.yaml").is_file()}
+
+
+def about(template: Path) -> str:
+    """The first line of text of its README."""
+    readme = template / "README.md"
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    return next((line.strip() for line in lines if line.strip() and line[0] != "#"), "")
+
+
+def create(prefix: Path, template: str) -> tuple[Path, ...]:
+    """Copy a template to `prefix`, a folder that is not there or empty; the files written.
+
+    Raises `UsageError`: U02 for a name that is no template, U03 for a folder with something in it.
+    """
+    if template not in templates():
+        known = ", ".join(templates())
+        raise UsageError("U02", f"there is no template {template!r}; there are: {known}")
+    if prefix.exists() and (not prefix.is_dir() or any(prefix.iterdir())):
+        raise UsageError("U03", f"{prefix} exists and is not an empty folder; nothing was written")
+    shutil.copytree(templates()[template], prefix, ignore=NOT_COPIED, dirs_exist_ok=True)
+    return tuple(sorted(path for path in prefix.rglob("*") if path.is_file()))
+
+
+PURPOSES = (
+    ("plan/plan.lock", "the plan frozen: digest, code, initial model; goes to every site"),
+    ("plan", "what will happen, for everyone to read and approve; goes to every site"),
+    ("src", "your code: runs at every site, never at the aggregator; goes to every site"),
+    ("requirements.txt", "what your code imports; goes to every site"),
+    ("local.yaml", "where each site's data is, for runs on this machine; stays here"),
+    ("save", "the model, for anyone you give it to"),
+    ("cert/authority.pem", "the authority's certificate, public; goes to every node"),
+    ("cert/authority", "the authority's key: stays here, and decides who may take part"),
+    ("cert", "this node's keys and certificate: never anyone else's"),
+    ("logs", "what happened; stays here"),
+    ("runs", "the state of the runs; stays here"),
+)
+"""Path below a workspace -> what it is, and who gets it. The first that fits."""
+
+
+def purpose(path: Path) -> str:
+    """What the file at `path` (relative to its workspace) is for; empty for other files."""
+    place = path.as_posix()
+    fits = (why for start, why in PURPOSES if place == start or place.startswith(f"{start}/"))
+    return next(fits, "")

@@ -1,0 +1,277 @@
+import json
+from io import StringIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openfed.observe.console import console, render
+from openfed.observe.files import METRICS, read, recorder
+from openfed.observe.text import clean, has_news, lines, number, row_line, size
+from openfed.observe.view import View, fold, fold_all
+
+STARTED = {
+    "event": "run.started",
+    "run": "r1",
+    "plan_digest": "ab" * 32,
+    "federation": "f",
+    "name": "digits",
+    "rounds": 2,
+    "collaborators": ["one", "two"],
+    "resumed": False,
+}
+
+
+def joined(name):
+    return {"event": "node.joined", "collaborator": name}
+
+
+def opened(round, task, cohort=("one", "two")):
+    return {"event": "ask.opened", "round": round, "task": task, "cohort": list(cohort)}
+
+
+def reply(round, task, name, n, seconds, ruling="accepted"):
+    told = {"round": round, "task": task, "collaborator": name, "ruling": ruling}
+    return {"event": "reply", **told, "n": n, "seconds": seconds, "bytes": 10}
+
+
+def closed(round, task, missing=()):
+    told = {"round": round, "task": task, "accepted": [], "missing": list(missing), "seconds": 1}
+    return {"event": "ask.closed", **told}
+
+
+def metric(round, model, value, metric="loss", task="validate", who="aggregate", n=7):
+    told = {"round": round, "model": model, "collaborator": who, "task": task}
+    return {"event": "metric", **told, "metric": metric, "value": value, "n": n}
+
+
+def round_ended(round):
+    told = {"round": round, "digest": "00", "seconds": 1.5, "openfed_seconds": 0.05}
+    return {"event": "round.ended", **told, "bytes_up": 2_000_000, "bytes_down": 1000}
+
+
+ENDED = {"event": "run.ended", "status": "completed", "rounds": 2, "reason": None}
+
+WHOLE = [
+    STARTED,
+    joined("one"),
+    joined("two"),
+    opened(1, "validate"),
+    metric(1, 0, 2.5),
+    opened(1, "train"),
+    reply(1, "train", "one", 30, 0.5),
+    reply(1, "train", "two", 12, 0.7),
+    closed(1, "train"),
+    metric(1, 1, 1.25, task="train"),
+    round_ended(1),
+    opened(2, "validate"),
+    metric(2, 1, 0.5),
+    metric(2, 1, 0.75, metric="accuracy"),
+    metric(2, 1, 99.0, who="one"),
+    opened(2, "train"),
+    reply(2, "train", "one", 30, 0.5),
+    {"event": "task.failed", "round": 2, "task": "train", "collaborator": "two", "code": "K02"}
+    | {"message": "user code raised ZeroDivisionError", "traceback": "  File 'src/a.py'\n  1/0"},
+    closed(2, "train", missing=["two"]),
+    round_ended(2),
+    opened(2, "validate"),
+    metric(2, 2, 0.25),
+    ENDED,
+]
+
+
+def printed(events):
+    view, told = View(), []
+    for event in events:
+        view = fold(view, event)
+        told += lines(view, event)
+    return told
+
+
+def test_a_row_holds_what_training_cost_and_how_the_result_scored():
+    row = fold_all(WHOLE).rows[1]
+    assert dict(row.scores) == {"loss": 0.5, "accuracy": 0.75}
+    assert dict(row.others) == {"train/loss": 1.25}
+    assert dict(row.n) == {"one": 30, "two": 12}
+    assert (row.seconds, row.up, row.down) == (1.5, 2_000_000, 1000)
+
+
+def test_scores_belong_to_the_model_and_costs_to_the_round():
+    rows = fold_all(WHOLE).rows
+    assert [rows[k].scores.get("loss") for k in (0, 1, 2)] == [2.5, 0.5, 0.25]
+    assert [rows[k].seconds for k in (0, 1, 2)] == [0.0, 1.5, 1.5]
+    assert rows[2].missing == ("two",)
+
+
+def test_every_model_is_printed_once_and_as_soon_as_it_is_scored():
+    told = printed(WHOLE)
+    rows = [line for line in told if line.startswith(("round 1/2", "round 2/2", "initial model"))]
+    assert rows == [
+        "initial model  loss 2.5000",
+        "round 1/2  loss 0.5000  accuracy 0.7500  train/loss 1.2500  n 42 (one 30, two 12)  "
+        "1.5 s  up 2.0 MB, down 1.0 kB",
+        "round 2/2  loss 0.2500  n 30 (one 30)  without two  1.5 s  up 2.0 MB, down 1.0 kB",
+    ]
+    assert told.index(rows[1]) < told.index("      1/0"), "round 1 is shown while round 2 trains"
+
+
+def test_folding_an_event_again_changes_nothing():
+    view = fold_all(WHOLE)
+    for event in WHOLE[3:]:
+        assert {k: v for k, v in fold(view, event).rows.items()} == dict(view.rows)
+
+
+def test_a_failed_site_is_shown_failed_not_missing():
+    events = WHOLE[: 1 + next(i for i, e in enumerate(WHOLE) if e.get("missing"))]
+    assert fold_all(events).sites["two"].state == "train: failed K02"
+
+
+def test_a_silent_site_is_shown_missing():
+    view = fold_all([STARTED, opened(1, "train"), closed(1, "train", missing=["two"])])
+    assert view.sites["two"].state == "train: missing"
+
+
+def test_failures_show_the_users_own_lines():
+    told = printed(WHOLE)
+    at = told.index("round 2  train  two FAILED  K02  user code raised ZeroDivisionError")
+    assert told[at + 1 : at + 3] == ["      File 'src/a.py'", "      1/0"]
+
+
+def test_who_is_waited_for_is_named():
+    told = printed([STARTED, opened(1, "validate"), joined("one")])
+    assert told[-1] == "one joined (1 of 2, waiting for two)"
+
+
+def test_a_resumed_run_keeps_the_rows_it_has():
+    view = fold_all(WHOLE[:14] + [{**STARTED, "resumed": True}])
+    assert view.rows[1].scores["loss"] == 0.5
+    assert view.ended is None
+
+
+def test_another_run_begins_an_empty_view():
+    assert not fold_all([*WHOLE, {**STARTED, "run": "r2"}]).rows
+
+
+def test_unknown_events_change_nothing():
+    view = fold_all(WHOLE)
+    assert fold(view, {"event": "from.the.future"}) == view
+
+
+@given(st.text())
+def test_nothing_that_a_terminal_obeys_survives_cleaning(text):
+    kept = clean("\x1b[31m\u202e\x07\x9b" + text)
+    assert all(c.isprintable() or c in "\n\t" for c in kept)
+    assert "\x1b" not in kept and "\u202e" not in kept and "\x9b" not in kept
+
+
+def test_cleaning_keeps_plain_text_and_says_what_it_left_out():
+    assert clean("Größe 3 µm → 漢字\tx\n") == "Größe 3 µm → 漢字\tx\n"
+    assert clean("\x1b[2J") == "\\x1b[2J"
+    assert clean("a" * 3000) == "a" * 2000 + " ... (3000 characters)"
+
+
+def test_hostile_names_and_messages_stay_text_on_every_path():
+    evil = "\x1b]0;owned\x07[red]x[/red]\r\n" + "y" * 100_000
+    events = [
+        {**STARTED, "collaborators": [evil]},
+        joined(evil),
+        opened(1, "train", [evil]),
+        reply(1, "train", evil, 3, 1.0, ruling="refused"),
+        metric(1, 0, 1.0, metric=evil),
+        {"event": "task.failed", "round": 1, "task": "train", "collaborator": evil, "code": "K02"}
+        | {"message": evil, "traceback": evil},
+        {**ENDED, "reason": evil},
+    ]
+    stream = StringIO()
+    with console(stream) as show:
+        for event in events:
+            show(event)
+    assert "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()
+    assert len(stream.getvalue()) < 40_000
+
+
+def rendered(view, width=80, height=1000):
+    from rich.console import Console
+
+    stream = StringIO()
+    Console(file=stream, width=width, markup=False, force_terminal=False).print(
+        render(view, height)
+    )
+    return stream.getvalue()
+
+
+def test_the_live_tables_fit_eighty_columns_and_show_every_site_and_round():
+    text = rendered(fold_all(WHOLE[:20]))
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for expected in ("1/2", "0.7500", "2.0 MB", "one", "two", "train: failed K02", "accuracy"):
+        assert expected in text
+
+
+def test_the_live_tables_show_the_latest_rounds_where_not_all_fit():
+    events = [{**STARTED, "rounds": 50}]
+    for k in range(1, 51):
+        events += [metric(k, k, 1.0), round_ended(k)]
+    text = rendered(fold_all(events), height=24)
+    assert "50/50" in text and "10/50" not in text
+    assert len(text.splitlines()) <= 24
+
+
+def test_markup_in_names_is_not_obeyed_by_the_live_tables():
+    view = fold_all([{**STARTED, "collaborators": ["[bold]a[/bold]"]}])
+    assert "[bold]a[/bold]" in rendered(view)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.0000"),
+        (0.97226, "0.9723"),
+        (12.5, "12.5000"),
+        (1e-9, "1.000e-09"),
+        (1e7, "1.000e+07"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5e15, "5000.0 TB")]
+)
+def test_sizes_have_units(count, text):
+    assert size(count) == text
+
+
+def test_models_without_news_are_not_shown():
+    view = fold_all([STARTED, closed(1, "train")])
+    assert not has_news(view.rows[1])
+    assert row_line(view, view.rows[1]) == "round 1/2"
+
+
+def test_metrics_file_has_one_line_for_each_score_also_after_a_resume(tmp_path):
+    with recorder(tmp_path, resumed=False) as record:
+        for event in WHOLE[:14]:
+            record(event)
+    with (tmp_path / METRICS).open("ab") as torn:
+        torn.write(b'{"round": 2, "mod' + b"x" * 5000)
+    with recorder(tmp_path, resumed=True) as record:
+        for event in [STARTED, *WHOLE[4:]]:
+            record(event)
+    assert (tmp_path / METRICS).read_bytes().endswith(b"}\n")
+    rows = read(tmp_path / METRICS)
+    expected = [event for event in WHOLE if event["event"] == "metric"]
+    assert [(r["model"], r["value"]) for r in rows] == [(e["model"], e["value"]) for e in expected]
+    assert list(rows[0]) == ["round", "model", "collaborator", "task", "metric", "value", "n"]
+
+
+def test_a_new_run_begins_new_files(tmp_path):
+    for _ in range(2):
+        with recorder(tmp_path, resumed=False) as record:
+            record(metric(1, 0, 2.5))
+    assert len(read(tmp_path / METRICS)) == 1
+
+
+def test_not_a_number_is_never_written(tmp_path):
+    with recorder(tmp_path, resumed=False) as record, pytest.raises(ValueError):
+        record(metric(1, 0, float("nan")))
+    assert json.dumps(read(tmp_path / METRICS)) == "[]"
