@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from openfed.errors import CertificateError
+from openfed.files import sync_folder, write_beside, write_whole
 from openfed.pki.authority import Authority, Enrolment, create_authority, issue
 from openfed.pki.keys import create_identity_key, create_key, identity_public
 from openfed.pki.leaf import Identity, check_leaf, inspect, leaf_hosts, read_certificate
@@ -117,7 +118,7 @@ def _ensure_authority(
         raise CertificateError("C14", f"{folder}: the authority has expired")
     public = cert_dir / "authority.pem"
     if not public.exists() or _read(public) != authority.certificate:
-        written.append(_replace(public, authority.certificate))
+        written.append(write_whole(public, authority.certificate))
     return authority
 
 
@@ -125,10 +126,10 @@ def _create_authority_folder(folder: Path, authority: Authority) -> list[Path]:
     """Appears whole: a folder that lacks its key was emptied by someone, and is not refilled."""
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
     _make_folder(beside, 0o700)
-    _replace(beside / "authority.pem", authority.certificate)
+    write_whole(beside / "authority.pem", authority.certificate)
     _create(beside / "authority.key", authority.key)
     os.rename(beside, folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return [folder / "authority.pem", folder / "authority.key"]
 
 
@@ -151,8 +152,8 @@ def _ensure_node(
     request = create_request(node.name, _read_secret(folder / "node.key"), identity)
     leaf = issue(authority, request, node, profile, now)
     _record(cert_dir / AUTHORITY / "issued.jsonl", node, leaf, identity_public(identity), now)
-    written.append(_replace(folder / "node.pem", leaf))
-    written.append(_replace(folder / "chain.pem", leaf))
+    written.append(write_whole(folder / "node.pem", leaf))
+    written.append(write_whole(folder / "chain.pem", leaf))
 
 
 def _needs_leaf(cert_dir: Path, node: Enrolment, now: float) -> bool:
@@ -252,38 +253,12 @@ def _read_secret(path: Path) -> bytes:
 
 def _create(path: Path, content: bytes) -> Path:
     """A new secret file, 0600: appears whole, and only where there was none. Raises C13."""
-    beside = _write_beside(path, content, 0o600)
+    beside = write_beside(path, content, 0o600)
     try:
         os.link(beside, path)
     except FileExistsError as error:
         raise CertificateError("C13", f"{path} is there already; keys are not replaced") from error
     finally:
         beside.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return path
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    """A public file, 0644, replaced whole."""
-    os.replace(_write_beside(path, content, 0o644), path)
-    _sync_folder(path.parent)
-    return path
-
-
-def _write_beside(path: Path, content: bytes, mode: int) -> Path:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open(os.open(beside, flags, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return beside
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openfed.errors import PlanError, Problem
+from openfed.files import write_whole
 from openfed.plan.digest import plan_digest
 from openfed.plan.schema import ADDRESSES, SCHEMA, Plan, canonical
 from openfed.tensors.record import DTYPES, Kind, Signature, Spec
@@ -66,16 +67,8 @@ def write_lock(path: Path, lock: Lock) -> None:
         "model": _model(lock.model_digest, lock.signature),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, allow_nan=False, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(path, text.encode() + b"\n")
 
 
 def read_lock(path: Path) -> Lock:
