@@ -42,6 +42,9 @@ from openfed.wire.messages import (
 WAIT_S = 25.0
 """How long a `next` may be held: shorter than what most firewalls call idle."""
 
+FAREWELL_S = 5.0
+"""How long the answer to a last report is waited for when the run has ended."""
+
 Said = Callable[[str], None]
 
 
@@ -77,12 +80,21 @@ class Agent:
         self._store = LocalStore(self._state_folder(self._run_id))
         self._said(f"joined run {self._run_id}")
         try:
-            return await self._take_part()
+            ended = await self._take_part()
+            await self._settle_all()
+            return ended
         finally:
-            for task in self._working.values():
-                task.cancel()
+            for work in self._working.values():
+                work.cancel()
             await asyncio.gather(*self._working.values(), return_exceptions=True)
             self._store.close()
+
+    async def _settle_all(self) -> None:
+        """The run is over: drop what is still training, record the rulings that are on their way."""
+        for ask in self._training:
+            self._working[ask].cancel()
+        if self._working:
+            await asyncio.wait(self._working.values(), timeout=FAREWELL_S)
 
     async def _take_part(self) -> tuple[RunState, str]:
         while True:

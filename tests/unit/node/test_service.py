@@ -283,9 +283,11 @@ def test_a_report_that_comes_before_the_restarted_flow_waits_for_it(desk):
     async def body(here):
         here.journal.open_ask("ask1", 1, 0, "train")  # by the aggregator's earlier life
         early = asyncio.create_task(here.answer())
+        for _ in range(200):  # everything that can happen before the flow is back has happened
+            await asyncio.sleep(0)
+        assert not early.done()
         held = Next(here.stamp, 0.0, holding=("ask1",))
         assert (await here.aggregator.next(ONE, held)).cancel == ()
-        assert not early.done()
         await here.open()
         assert (await early).ruling is Ruling.ACCEPTED
 
