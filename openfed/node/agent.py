@@ -90,7 +90,7 @@ class Agent:
             self._store.close()
 
     async def _settle_all(self) -> None:
-        """The run is over: drop what is still training, record the rulings that are on their way."""
+        """The run is over: drop what is still training, record rulings that are on their way."""
         for ask in self._training:
             self._working[ask].cancel()
         if self._working:

@@ -383,7 +383,6 @@ class Aggregator:
                         assert reply is not None
                         self.journal.add_reply(ask.id, reply)
                     case Close():
-                        self.journal.set_elapsed(ask.id, ask.elapsed_s)
                         self.journal.close_ask(ask.id, effect.met)
 
     def _past(self, name: str, report: Report) -> Verdict:
