@@ -70,17 +70,28 @@ def test_seeds_differ_by_round_collaborator_and_task_and_come_from_the_plan(lab)
 
 
 def test_the_same_plan_gives_the_same_digest_in_whatever_order_sites_answer(lab):
-    def slow(toy, task):
-        gate.wait(0.05) if task.round % 2 else None
+    def three():
+        toys = {"one": lab.toy(0.1, 10), "two": lab.toy(-0.7, 30), "zoe": lab.toy(0.3, 7)}
+        return lab(toys, rounds=2)
 
-    gate = threading.Event()
-    here = two(lab)
+    def waits(seconds):
+        return lambda toy, task: threading.Event().wait(seconds)
+
+    here = three()
     here.run()
-    for slowed in ("one", "two"):
-        other = two(lab)
-        other.toys[slowed].breaks = slow
+    for order in (("two", "zoe", "one"), ("zoe", "one", "two")):
+        other = three()
+        for place, name in enumerate(order):
+            other.toys[name].breaks = waits(0.2 * place)
         other.run()
         assert last_digest(other) == last_digest(here)
+        assert next(e["collaborator"] for e in other.of("reply")) != "one"
+
+
+def test_a_model_is_validated_as_often_as_the_plan_says_and_always_at_the_end(lab):
+    here = two(lab, rounds=4, more="validation: {every: 3}")
+    here.run()
+    assert [m["model"] for m in here.of("metric") if m["metric"] == "accuracy"][::3] == [0, 3, 4]
 
 
 def test_local_state_is_versioned_and_only_an_accepted_reply_moves_it(lab):
@@ -138,6 +149,8 @@ def test_a_crash_after_any_commit_changes_nothing(lab, tmp_path):
         assert now == last_digest(here)
     assert [len(rounds) for rounds in seen] == sorted((len(r) for r in seen), reverse=True)
     assert len(seen[-1]) == 0
+    told = [event["event"] for event in here.events[before:]]
+    assert "metric" not in told and "model.best" not in told  # all had been told before
 
 
 def test_a_changed_flow_is_found_when_it_is_replayed(lab, tmp_path):

@@ -301,3 +301,14 @@ def test_work_on_a_closed_ask_is_cancelled_once_another_is_open(desk):
         assert (await here.aggregator.next(ONE, held)).cancel == ("ask0",)
 
     desk(body)
+
+
+def test_the_time_of_earlier_lives_counts_towards_the_deadline(desk):
+    async def body(here):
+        here.ask = Ask("ask1", ("one", "two"), 1, deadline_s=1000.0, elapsed_s=999.9)
+        await here.open()
+        await here.answer()
+        row = await here.aggregator._answered("ask1", 1)
+        assert row.met is True and row.elapsed_s >= 1000.0
+
+    desk(body)

@@ -167,7 +167,12 @@ def test_a_state_is_adopted_once_and_only_with_an_accepted_reply(tmp_path):
     late = store.owe("ask2", [b"reply"], [b"state 2"])
     store.settle(late, "late", accepted=False)
     assert store.state() == first
-    nothing = store.owe("ask3", [b"reply"], None)
+    third = store.owe("ask3", [b"reply"], [b"state 3"])
+    store.settle(third, "accepted", accepted=True)
+    store.settle(owed, "duplicate", accepted=True)
+    assert store.state() == third.state
+    first = third.state
+    nothing = store.owe("ask4", [b"reply"], None)
     store.settle(nothing, "accepted", accepted=True)
     assert store.state() == first
     store.close()
