@@ -102,6 +102,11 @@ class Ask:
     def __post_init__(self) -> None:
         assert 1 <= self.quorum <= len(self.cohort) == len(set(self.cohort))
 
+    def awaits(self, name: str) -> bool:
+        """Whether this collaborator's answer still counts."""
+        answered = name in self.accepted or name in self.failed
+        return not self.closed and not answered and name in self.cohort
+
     @property
     def missing(self) -> tuple[str, ...]:
         """Who has neither answered nor failed."""
@@ -149,7 +154,8 @@ def _settle(ask: Ask, effects: tuple[Effect, ...]) -> tuple[Ask, tuple[Effect, .
         return ask, effects
     reachable = len(ask.cohort) - len(ask.failed) >= ask.quorum
     overdue = ask.deadline_s is not None and ask.elapsed_s >= ask.deadline_s
-    if ask.missing and reachable and not overdue:
+    answered = len(ask.accepted) + len(ask.failed)
+    if answered < len(ask.cohort) and reachable and not overdue:
         return ask, effects
     close = Close(tuple(sorted(ask.accepted)), len(ask.accepted) >= ask.quorum)
     return replace(ask, closed=close), (*effects, close)

@@ -58,7 +58,7 @@ def show(overrides: tuple[str, ...]) -> None:
     plan = load_plan(workspace.plan, overrides)
     lock = current_lock(workspace, plan)
     click.echo(json.dumps(canonical(plan), indent=2, ensure_ascii=False))
-    click.echo(f"digest: {lock.digest if lock else 'none yet: fx plan initialize'}", err=not lock)
+    click.echo(f"digest: {lock.digest if lock else 'none yet: fx plan initialize'}", err=True)
 
 
 @command.command()

@@ -38,9 +38,8 @@ def result_lines(told: Mapping[str, Any], root: Path) -> Iterator[str]:
     yield from _scores(told["metrics"], told["best"])
     yield f"  bytes     up {size(told['bytes']['up'])}, down {size(told['bytes']['down'])}"
     yield f"  seconds   {_seconds(told['seconds'])}"
-    if told["model"]["digest"]:
-        path, digest = told["model"]["path"], told["model"]["digest"]
-        yield f"  model     {root / path}, digest {digest[:16]}"
+    if model := told["model"]:
+        yield f"  model     {root / model['path']}, digest {model['digest'][:16]}"
     yield f"  metrics   {root / 'logs' / 'metrics.jsonl'}"
     yield f"  logs      {root / 'logs'}"
 

@@ -1,6 +1,7 @@
 """Federated averaging, with any server optimiser: the flow that ships."""
 
 from openfed.flow.federation import Federation, State
+from openfed.plan.schema import Plan
 from openfed.strategy.base import Strategy
 from openfed.strategy.reduce import add
 from openfed.typing import Json, Tensors
@@ -19,7 +20,7 @@ def fedavg(fed: Federation, model: Tensors, strategy: Strategy) -> Tensors:
         validate(fed, state)
         if fed.stopped():
             break
-        update = fed.reduce("train", state["model"], settings=train_settings(fed))
+        update = fed.reduce("train", state["model"], settings=task_settings(fed.plan, "train"))
         state["server"], move = strategy.step(state["server"], fed.parameters(update))
         state["model"] = add(state["model"], {**update, **move})
         state["k"] = r
@@ -30,13 +31,19 @@ def fedavg(fed: Federation, model: Tensors, strategy: Strategy) -> Tensors:
 
 def validate(fed: Federation, state: State, *, final: bool = False) -> None:
     """Score model k at every site, if the plan has it validated at this k."""
-    chosen = [task for task in fed.plan.tasks if task.name == "validate"]
-    if chosen and (final or state["k"] % fed.plan.validation.every == 0):
-        answers = fed.ask("validate", state["model"], settings=chosen[0].settings)
-        fed.report(state["k"], state["model"], answers)
+    asked = any(task.name == "validate" for task in fed.plan.tasks)
+    if asked and (final or state["k"] % fed.plan.validation.every == 0):
+        settings = task_settings(fed.plan, "validate")
+        fed.report(
+            state["k"], state["model"], fed.ask("validate", state["model"], settings=settings)
+        )
 
 
-def train_settings(fed: Federation) -> dict[str, Json]:
-    """The plan's settings of `train`, and whether the tuned model is validated at the site."""
-    settings = {task.name: task.settings for task in fed.plan.tasks}
-    return {**settings["train"], "tuned": "validate_tuned" in settings}
+def task_settings(plan: Plan, task: str) -> dict[str, Json]:
+    """What the plan says of a task; for `train`, also whether the site's tuned model is validated.
+
+    A site runs a task with these settings only. Raises: KeyError: the plan has no such task.
+    """
+    settings = {each.name: each.settings for each in plan.tasks}
+    tuned = {"tuned": "validate_tuned" in settings} if task == "train" else {}
+    return {**settings[task], **tuned}

@@ -23,7 +23,7 @@ from openfed.store.spool import Spool, blob_name
 from openfed.strategy.base import weight_of
 from openfed.strategy.reduce import Weighted, reduce_updates, update_signature
 from openfed.tasks.seeds import derive
-from openfed.tensors.check import frame_limit
+from openfed.tensors.check import frame_limit, is_finite
 from openfed.tensors.frame import blocks, digest
 from openfed.tensors.record import Kind, Record
 from openfed.typing import Emit, Json, Numbers, Tensors
@@ -74,7 +74,7 @@ class Federation:
         self._limit = frame_limit(update_signature(self.signature))
         self.run = journal.fact("run") or ""
         self._round, self._ordinal = 1, 0
-        self._stored: tuple[Tensors, Payload] | None = None
+        self._stored: dict[str, tuple[Tensors, Payload]] = {}
         self._frozen: Tensors = {}
 
     # -- asking --------------------------------------------------------------------------------
@@ -182,13 +182,12 @@ class Federation:
         return len(cohort) if quorum == "all" else min(int(quorum), len(cohort))
 
     def _put(self, name: str, tensors: Tensors) -> Payload:
-        if self._stored and self._stored[0] is tensors:  # hashed once per model, not per ask
-            return self._stored[1]
-        found, size = self._spool.put(blocks(Record(tensors)))
-        payload = Payload(name, found, size)
-        if name == "model":
-            self._stored = (tensors, payload)
-        return payload
+        """The blob of `tensors`; hashed and stored once as long as they stay the same object."""
+        kept = self._stored.get(name)
+        if kept is None or kept[0] is not tensors:
+            found, size = self._spool.put(blocks(Record(tensors)))
+            kept = self._stored[name] = (tensors, Payload(name, found, size))
+        return kept[1]
 
     def _answer(self, collaborator: str, digest: str, size: int) -> Answer:
         with self._spool.open(digest, collaborator, limit=self._limit) as frame:
@@ -226,6 +225,10 @@ class Federation:
 
     def _encode(self, name: str, value: Any) -> Mapping[str, Json]:
         if isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values()):
+            for entry, x in value.items():
+                if not is_finite(x):
+                    message = f"{name} after round {self._round_shown()}: {entry} is not finite"
+                    raise OpenFedError("F04", message)
             return {"frame": self._put(name, value).digest}
         return {"value": value}
 
@@ -252,9 +255,8 @@ class Federation:
             first = 1 if kept == "all" else round + 1
         else:
             first = round + 1 - kept.rounds
-        for row in self._journal.asks():
-            if row.round >= first:
-                needed |= {blob_name(r.digest, r.collaborator) for r in row.replies if r.digest}
+        for row in self._journal.asks(since=first):
+            needed |= {blob_name(r.digest, r.collaborator) for r in row.replies if r.digest}
         return needed
 
     def _ended(self, state: State, began: float) -> None:
@@ -271,6 +273,11 @@ class Federation:
         """How many rounds are committed: the k of the last model."""
         turn = self._journal.turn()
         return turn.round if turn else 0
+
+    def sites(self) -> dict[str, Any]:
+        """What each site told of itself: versions, isolation level."""
+        told = {name: self._journal.fact(f"site {name}") for name in self.roster}
+        return {name: json.loads(text) for name, text in told.items() if text}
 
     def remember(self, facts: Mapping[str, str]) -> None:
         """Add to what the journal knows of the run."""

@@ -1,32 +1,35 @@
 """From the sums that sites report to the values that people read: pure functions."""
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, Literal
 
 from openfed.errors import TaskError
 from openfed.tasks.metrics import finish, fits, metric_name
+from openfed.tensors.check import ABOUT
 from openfed.typing import Numbers
 
 AGGREGATE = "aggregate"
 PREFIX = "metrics/"
 
 
-TASKS = ("train", "validate", "validate_tuned")
-ABOUT = frozenset({"n", "seconds", "import_seconds"})
-"""Numbers that every reply may hold."""
+MAY_REPORT = {"train": ("train", "validate_tuned"), "validate": ("validate",)}
+"""Whose metrics the reply to a task may hold."""
 
 
-def declared(metrics: Sequence[str]) -> frozenset[str]:
-    """The names of all numbers that a plan with these metrics lets a site send."""
+def declared(metrics: Sequence[str], task: str) -> frozenset[str]:
+    """The names of all numbers that a plan with these metrics lets a site answer to `task`."""
     names = {"loss", *(metric_name(metric) for metric in metrics)}
-    return ABOUT | {f"{PREFIX}{task}/{name}" for task in TASKS for name in names}
+    parts = MAY_REPORT.get(task, ())
+    return ABOUT | {f"{PREFIX}{part}/{name}" for part in parts for name in names}
 
 
 def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list[dict[str, Any]]:
     """One row per (task, metric, collaborator), and the aggregate of the summed sums.
 
-    A site whose denominator is 0 has no row; a metric that no site has, none at all.
+    A site whose denominator is 0, or whose value is not finite, has no row; a metric that no site
+    has, none at all.
     """
     found = []
     names = sorted({name for _, numbers in replies for name in numbers if name.startswith(PREFIX)})
@@ -37,7 +40,7 @@ def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list
         total = (AGGREGATE, merged, sum(n for _, _, n in given))
         for who, sums, n in (*given, total):
             value = finish(metric, sums)
-            if value is not None:
+            if value is not None and math.isfinite(value):
                 row = {"round": round, "model": model, "collaborator": who, "task": task}
                 found.append({**row, "metric": metric, "value": value, "n": n})
     return found

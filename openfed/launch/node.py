@@ -27,7 +27,7 @@ from openfed.node.aggregator import Interrupted
 from openfed.node.trainer import SocketTrainer
 from openfed.pki.files import load_identity
 from openfed.plan.lock import Lock, read_lock, verify_files
-from openfed.store.runs import hold
+from openfed.store.runs import hold, run_folder
 from openfed.transport.grpc import GrpcLink, serve
 from openfed.transport.retry import Policy, retrying
 from openfed.typing import Emit
@@ -57,7 +57,7 @@ async def run_aggregator(
     lock = load_lock(root)
     plan = lock.plan
     identity = load_identity(root / "cert", "aggregator", federation=plan.federation)
-    held = hold(root, run)
+    held = hold(run_folder(root, run))
     journal = open_journal(root, run, lock.digest)
     try:
         aggregator, go = make_aggregator(root, lock, run, journal, emit)
@@ -88,9 +88,9 @@ def _about(lock: Lock, run: str, *, resumed: bool) -> dict[str, Any]:
     }
 
 
-async def _interrupt_when(stop: asyncio.Event, interrupt: Callable[[str], Awaitable[None]]) -> None:
+async def _interrupt_when(stop: asyncio.Event, interrupt: Callable[[str], None]) -> None:
     await stop.wait()
-    await interrupt("stopped before the run had ended: start it again to resume")
+    interrupt("stopped before the run had ended: start it again to resume")
 
 
 async def run_agent(

@@ -1,15 +1,16 @@
 """The aggregator: serves collaborators, journals what they answer, runs the flow in a thread.
 
-It decides nothing that `openfed.ask` or the flow could decide. The order is always: check, make
-durable, adopt, answer. It imports neither torch nor the user's code.
+It decides nothing that `openfed.ask`, the flow or `admission` could decide. The order is always:
+check, make durable, adopt, answer. It imports neither torch nor the user's code.
 """
 
 import asyncio
+import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from openfed.ask.machine import (
     Accept,
@@ -27,20 +28,17 @@ from openfed.ask.machine import (
     step,
 )
 from openfed.errors import CODES, OpenFedError, PolicyError, TaskError, WireError
-from openfed.flow.metrics import check_sums, declared
+from openfed.node.admission import admit, check_reply
+from openfed.node.bell import Bell
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Reply
 from openfed.store.spool import Spool
-from openfed.strategy.reduce import update_signature
-from openfed.tensors.check import check_entries, check_finite, check_numbers
-from openfed.tensors.frame import FrameFile
+from openfed.tensors.check import ABOUT
 from openfed.transport.base import Blocks
 from openfed.typing import Emit, Numbers
 from openfed.wire.messages import (
     BLOCK,
-    PROTOCOL,
     Assignment,
-    Failure,
     Hello,
     Next,
     Orders,
@@ -55,14 +53,19 @@ from openfed.wire.messages import (
     Welcome,
 )
 
+T = TypeVar("T")
+
 LEASE_S = 60.0
-"""How long a collaborator may go on with a task without hearing from the aggregator."""
+"""How long a collaborator may go on with a task without hearing from the aggregator: told to it,
+not yet enforced by it."""
 
 MAX_WAIT_S = 30.0
 """Longest that a `next` is held."""
 
 TICK_S = 1.0
 """How often the age of an ask with a deadline is journaled."""
+
+NOTHING: Numbers = {}
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -78,15 +81,7 @@ class Open:
     ask: Ask
     assignment: Assignment
     since: float  # monotonic, less what earlier lives of the aggregator have counted
-    began: dict[str, float] = field(default_factory=dict)  # collaborator -> handed out at
-
-
-@dataclass
-class Told:
-    """What a collaborator was last told; for people, and to know when everyone has heard."""
-
-    ended: bool = False
-    facts: Mapping[str, str] = field(default_factory=dict)
+    uploads: dict[str, str] = field(default_factory=dict)  # collaborator -> digest
 
 
 class Aggregator:
@@ -106,16 +101,16 @@ class Aggregator:
     ) -> None:
         self.lock, self.run, self.journal, self.spool = lock, run, journal, spool
         self.state, self.reason = RunState.RUNNING, ""
-        self.peers: dict[str, Told] = {}
         self.sent = self.received = 0  # bytes of frames, to and from all collaborators
         self._emit, self._monotonic = emit, monotonic
         self._asks: dict[str, Open] = {}
-        self._changed = asyncio.Condition()
+        self._here: dict[str, bool] = {}  # who was seen -> whether it has heard the end
+        self._refused: set[tuple[str, str]] = set()
+        self._offers, self._replies = Bell(), Bell()  # for collaborators; for the flow
         self._order = asyncio.Lock()  # one reply at a time is journaled and adopted
         self._loop = asyncio.get_running_loop()
-        self._interrupted: Interrupted | None = None
-        self._updates = update_signature(lock.signature)
-        self._numbers = declared(lock.plan.metrics)
+        self._going: set[asyncio.Task[Any]] = set()
+        self._stop: BaseException | None = None
 
     # -- Port: called from the flow's thread -----------------------------------------------------
 
@@ -126,104 +121,111 @@ class Aggregator:
         return asyncio.run_coroutine_threadsafe(self._answered(ask, seen), self._loop).result()
 
     async def _offer(self, ask: Ask, assignment: Assignment) -> None:
-        since = self._monotonic() - ask.elapsed_s
         ask, effects = step(ask, Elapsed(ask.elapsed_s))  # a crash may have come before its close
-        self._asks[ask.id] = Open(ask, assignment, since)
-        await self._adopt(self._asks[ask.id], ask, effects)
-        await self._close(self._asks[ask.id], effects)
+        open = Open(ask, assignment, self._monotonic() - ask.elapsed_s)
+        self._asks[ask.id] = open
+        await asyncio.to_thread(self._write, ask, effects, None)
+        self._adopt(open, ask, effects)
+        self._offers.ring()
         if ask.deadline_s is not None and not ask.closed:
-            self._loop.create_task(self._age(self._asks[ask.id]))
+            self._to_the_end(self._age(open))
 
     async def _answered(self, ask: str, seen: int) -> AskRow:
-        async with self._changed:
-            while True:
-                if self._interrupted:
-                    raise self._interrupted
-                row = self.journal.ask(ask)
-                assert row is not None
-                if row.met is not None or len(row.replies) > seen:
-                    return row
-                await self._changed.wait()
+        while True:
+            if self._stop:
+                raise self._stop
+            row = self.journal.ask(ask)
+            assert row is not None
+            if row.met is not None or len(row.replies) > seen:
+                return row
+            await self._replies.heard()
 
     async def _age(self, open: Open) -> None:
         """Close the ask at its deadline; its age is journaled, so a restart does not begin anew."""
         deadline = open.ask.deadline_s or 0.0
-        while not open.ask.closed and not self._interrupted:
+        while not open.ask.closed and not self._stop:
             left = deadline - (self._monotonic() - open.since)
-            await asyncio.sleep(max(0.0, min(TICK_S, left)))
+            await self._replies.heard(max(0.0, min(TICK_S, left)))
             async with self._order:
+                if open.ask.closed:
+                    return
                 ask, effects = step(open.ask, Elapsed(self._monotonic() - open.since))
-                await asyncio.to_thread(self.journal.set_elapsed, ask.id, ask.elapsed_s)
-                await self._adopt(open, ask, effects)
-                await self._close(open, effects)
+                await asyncio.to_thread(self._write, ask, effects, None)
+                self._adopt(open, ask, effects)
+
+    def _to_the_end(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Work that goes on when its caller is cancelled: what is being journaled is adopted too.
+
+        A fault that is no answer to a peer (the disk, a bug) stops the run, to be resumed.
+        """
+        task = self._loop.create_task(work)
+        self._going.add(task)
+        task.add_done_callback(self._gone)
+        return asyncio.shield(task)
+
+    def _gone(self, task: asyncio.Task[Any]) -> None:
+        self._going.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, PolicyError | WireError):
+            self._stop = self._stop or error
+            self._replies.ring()
 
     # -- the run ---------------------------------------------------------------------------------
 
-    async def end(self, state: RunState, reason: str) -> None:
+    def end(self, state: RunState, reason: str) -> None:
         """Tell everyone that the run has ended."""
         self.state, self.reason = state, reason
-        await self._notify()
+        self._offers.ring()
 
-    async def interrupt(self, reason: str) -> None:
+    def interrupt(self, reason: str) -> None:
         """Stop the flow where it stands; the journal resumes it."""
-        self._interrupted = Interrupted("S13", reason)
-        await self._notify()
+        self._stop = Interrupted("S13", reason)
+        self._replies.ring()
 
     async def everyone_told(self, within_s: float) -> None:
         """Wait until each collaborator that was here has heard that the run has ended."""
-        async with self._changed:
-            told = self._changed.wait_for(lambda: all(p.ended for p in self.peers.values()))
-            try:
-                await asyncio.wait_for(told, within_s)
-            except TimeoutError:
-                return
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+        until = self._monotonic() + within_s
+        while not all(self._here.values()) and (left := until - self._monotonic()) > 0:
+            await self._replies.heard(left)
 
     # -- Service ---------------------------------------------------------------------------------
 
     async def hello(self, peer: Peer, hello: Hello) -> Welcome:
         self._admit(peer, hello.stamp, greeting=True)
-        self._seen(peer.name).facts = hello.facts
+        self._seen(peer.name)
+        facts = json.dumps(dict(hello.facts), sort_keys=True)
+        await asyncio.to_thread(self.journal.set_facts, {f"site {peer.name}": facts})
         return Welcome(self._stamp(hello.stamp), self.state, LEASE_S)
 
     async def next(self, peer: Peer, next: Next) -> Orders:
         self._admit(peer, next.stamp)
         self._seen(peer.name)
         until = self._monotonic() + min(next.wait_s, MAX_WAIT_S)
-        async with self._changed:
-            while True:
-                orders = self._orders(peer.name, next)
-                left = until - self._monotonic()
-                if orders.state.ended or orders.assignment or orders.cancel or left <= 0:
-                    break
-                try:
-                    await asyncio.wait_for(self._changed.wait(), left)
-                except TimeoutError:
-                    continue
+        while True:
+            orders = self._orders(peer.name, next)
+            left = until - self._monotonic()
+            if orders.state.ended or orders.assignment or orders.cancel or left <= 0:
+                break
+            await self._offers.heard(left)
         if orders.state.ended:
-            self.peers[peer.name].ended = True
-            self._loop.create_task(self._notify())
+            self._here[peer.name] = True
+            self._replies.ring()
         return orders
 
-    def _seen(self, name: str) -> Told:
-        if name not in self.peers:
-            self.peers[name] = Told()
+    def _seen(self, name: str) -> None:
+        if name not in self._here:
+            self._here[name] = False
             self._emit("node.joined", {"collaborator": name})
-        return self.peers[name]
 
     def _orders(self, name: str, next: Next) -> Orders:
         stamp = self._stamp(next.stamp)
         if self.state.ended:
             return Orders(stamp, self.state, self.reason, LEASE_S, cancel=next.holding)
-        wanted = {id: o for id, o in self._asks.items() if _wants(o.ask, name)}
+        wanted = {id: o for id, o in self._asks.items() if o.ask.awaits(name)}
         # after a restart no ask is open until the flow has come back to it: cancel nothing then
         cancel = tuple(id for id in next.holding if id not in wanted) if self._asks else ()
         for id, open in wanted.items():
             if id not in next.holding:
-                open.began.setdefault(name, self._monotonic())
                 return Orders(stamp, self.state, "", LEASE_S, open.assignment, cancel)
         return Orders(stamp, self.state, "", LEASE_S, None, cancel)
 
@@ -232,7 +234,7 @@ class Aggregator:
         if not any(
             payload.digest == pull.digest
             for open in self._asks.values()
-            if _wants(open.ask, peer.name)
+            if open.ask.awaits(peer.name)
             for payload in open.assignment.payloads
         ):
             raise PolicyError("R05", f"no open assignment of {peer.name} names this blob")
@@ -262,20 +264,25 @@ class Aggregator:
 
     async def report(self, peer: Peer, report: Report) -> Verdict:
         self._admit(peer, report.stamp)
-        await self._offered(report.ask)
+        open = await self._offered(report.ask)
+        if open is None:
+            return self._past(peer.name, report)
+        return await self._to_the_end(self._rule(peer.name, report, open))
+
+    async def _rule(self, name: str, report: Report, open: Open) -> Verdict:
+        """Check the reply, make it durable, adopt it, and only then say so."""
+        reply, numbers = Reply(name, report.digest, report.size), NOTHING
+        if open.ask.awaits(name):  # what no longer counts is not looked at
+            reply, numbers = await asyncio.to_thread(self._judge, name, report, open)
+        event: Event = Replied(name, reply.digest)
+        if reply.code or report.failure:
+            event = Failed(name, reply.code)
         async with self._order:
-            reply, numbers = await self._judge(peer.name, report)
-            open = self._asks.get(report.ask)
-            if open is None:
-                return self._past(peer.name, report)
-            event: Event = Replied(peer.name, reply.digest)
-            if reply.code:
-                event = Failed(peer.name, reply.code)
             ask, effects = step(open.ask, event)
-            await self._adopt(open, ask, effects, reply)
+            await asyncio.to_thread(self._write, ask, effects, reply)
             ruling, code = _ruling(effects)
-            self._tell(open, peer.name, report, ruling, reply, numbers)
-            await self._close(open, effects)
+            self._tell(open, report, ruling, reply, numbers)
+            self._adopt(open, ask, effects)
         if ruling is Ruling.ACCEPTED and reply.code and report.failure is None:
             ruling, code = Ruling.REFUSED, reply.code
         message = reply.message or (CODES[code].title if code else "")
@@ -284,21 +291,15 @@ class Aggregator:
     # -- checks ----------------------------------------------------------------------------------
 
     def _admit(self, peer: Peer, stamp: Stamp, *, greeting: bool = False) -> None:
-        """Refuse whoever does not belong to this run of this plan."""
-        if stamp.protocol[0] != PROTOCOL[0]:
-            spoken = f"{peer.name} speaks {stamp.protocol[0]}"
-            raise PolicyError("R10", f"expected protocol {PROTOCOL[0]}, {spoken}")
-        plan = self.lock.plan
-        if peer.federation != plan.federation or stamp.federation != plan.federation:
-            found = stamp.federation if peer.federation == plan.federation else peer.federation
-            raise PolicyError("R03", f"expected federation {plan.federation}, got {found}")
-        if peer.role != "collaborator" or peer.name not in plan.collaborators:
-            raise PolicyError("R02", f"{peer.role} {peer.name} is not a collaborator of this plan")
-        if stamp.plan_digest != self.lock.digest:
-            ours, theirs = self.lock.digest[:16], stamp.plan_digest[:16]
-            raise PolicyError("R01", f"expected plan {ours}..., {peer.name} has {theirs}...")
-        if not greeting and stamp.run != self.run:
-            raise PolicyError("R04", f"expected run {self.run}, got {stamp.run or 'none'}")
+        """Refuse whoever does not belong here, and say so once."""
+        try:
+            admit(self.lock, "" if greeting else self.run, peer, stamp)
+        except PolicyError as error:
+            if (peer.name, error.code) not in self._refused:
+                self._refused.add((peer.name, error.code))
+                about = {"collaborator": peer.name, "role": peer.role}
+                self._emit("node.refused", {**about, "code": error.code, "message": error.message})
+            raise
 
     def _stamp(self, theirs: Stamp) -> Stamp:
         return Stamp(
@@ -307,13 +308,11 @@ class Aggregator:
 
     async def _offered(self, ask: str) -> Open | None:
         """The ask, if it is open; just after a restart, wait until the flow has come back to it."""
-
-        def known() -> bool:
-            row = None if ask in self._asks else self.journal.ask(ask)
-            return row is None or row.met is not None or self.state.ended
-
-        async with self._changed:
-            await self._changed.wait_for(known)
+        while ask not in self._asks and not self.state.ended:
+            row = self.journal.ask(ask)
+            if row is None or row.met is not None:
+                break
+            await self._offers.heard()
         return self._asks.get(ask)
 
     async def _takes(self, peer: Peer, push: Push) -> bool:
@@ -331,52 +330,44 @@ class Aggregator:
         if push.size > open.assignment.limit:
             limit = open.assignment.limit
             raise WireError("W03", f"{push.size} bytes announced, at most {limit} are allowed")
+        if open.uploads.setdefault(peer.name, push.digest) != push.digest:
+            if not open.ask.awaits(peer.name):
+                return False
+            self.spool.drop(open.uploads[peer.name], peer.name)  # one upload a site and ask
+            open.uploads[peer.name] = push.digest
         return True
 
-    async def _judge(self, name: str, report: Report) -> tuple[Reply, Numbers]:
+    def _judge(self, name: str, report: Report, open: Open) -> tuple[Reply, Numbers]:
         """The reply to be journaled: accepted, or failed with a code, and its numbers."""
-        open = self._asks.get(report.ask)
-        if report.failure is not None or open is None:
-            failure = report.failure or Failure("R06", "not asked")
-            code = failure.code if failure.code in CODES else "K20"
-            return Reply(name, "", 0, code, failure.message[:2000]), {}
+        if report.failure is not None:
+            code = report.failure.code if report.failure.code in CODES else "K20"
+            return Reply(name, "", 0, code, report.failure.message[:2000]), {}
         try:
             if not _HEX.fullmatch(report.digest) or not self.spool.has(report.digest, name):
                 raise WireError("W05", "the reported bytes were not uploaded")
-            numbers = await asyncio.to_thread(self._check, name, report, open.assignment)
+            limit = open.assignment.limit
+            with self.spool.open(report.digest, name, limit=limit) as frame:
+                check_reply(self.lock, frame, open.assignment)
         except (TaskError, WireError) as error:
             return Reply(name, "", 0, error.code, error.message), {}
-        return Reply(name, report.digest, report.size), numbers
-
-    def _check(self, name: str, report: Report, assignment: Assignment) -> Numbers:
-        """Everything the agent has checked already: the aggregator trusts no one."""
-        with self.spool.open(report.digest, name, limit=assignment.limit) as frame:
-            expected = self._updates if assignment.updates else ()
-            check_entries(frame.layout.specs, expected)
-            check_numbers(frame.layout.numbers, self._numbers, trained=assignment.updates)
-            check_sums(frame.layout.numbers)
-            _check_tensors(frame)
-            return frame.layout.numbers
+        return Reply(name, report.digest, report.size), frame.layout.numbers
 
     # -- carrying out ----------------------------------------------------------------------------
 
-    async def _adopt(
-        self, open: Open, ask: Ask, effects: tuple[Effect, ...], reply: Reply | None = None
-    ) -> None:
-        """Make the effects durable, then adopt the new state."""
-        await asyncio.to_thread(self._write, ask, effects, reply)
+    def _adopt(self, open: Open, ask: Ask, effects: tuple[Effect, ...]) -> None:
+        """Take over what is durable; wake the flow, and everyone if the ask is over."""
         open.ask = ask
-
-    async def _close(self, open: Open, effects: tuple[Effect, ...]) -> None:
-        """Wake the flow and everyone who waits; an ask that is over is no longer offered."""
         for effect in effects:
             if isinstance(effect, Close):
-                self._asks.pop(open.ask.id, None)
+                del self._asks[ask.id]
                 self._emit("ask.closed", self._closed(open, effect))
-        await self._notify()
+                self._offers.ring()
+        self._replies.ring()
 
     def _write(self, ask: Ask, effects: tuple[Effect, ...], reply: Reply | None) -> None:
         with self.journal.transaction():
+            if ask.deadline_s is not None:
+                self.journal.set_elapsed(ask.id, ask.elapsed_s)
             for effect in effects:
                 match effect:
                     case Accept() | Exclude():
@@ -404,23 +395,17 @@ class Aggregator:
         return {**fields, "accepted": close.accepted, "missing": missing, "seconds": seconds}
 
     def _tell(
-        self, open: Open, name: str, report: Report, ruling: Ruling, reply: Reply, numbers: Numbers
+        self, open: Open, report: Report, ruling: Ruling, reply: Reply, numbers: Numbers
     ) -> None:
-        asked = open.assignment
+        asked, name = open.assignment, reply.collaborator
         fields = {"round": asked.round, "task": asked.task, "ask": asked.ask, "collaborator": name}
         if reply.code and ruling is Ruling.ACCEPTED:
             traceback = report.failure.traceback if report.failure else ""
             told = {"code": reply.code, "message": reply.message, "traceback": traceback}
             self._emit("task.failed", {**fields, **told})
             return
-        short = {
-            key: numbers[key][0] for key in ("n", "seconds", "import_seconds") if key in numbers
-        }
+        short = {key: numbers[key][0] for key in sorted(ABOUT & numbers.keys())}
         self._emit("reply", {**fields, "ruling": ruling.value, "bytes": report.size, **short})
-
-
-def _wants(ask: Ask, name: str) -> bool:
-    return not ask.closed and name in ask.missing
 
 
 def _ruling(effects: tuple[Effect, ...]) -> tuple[Ruling, str]:
@@ -435,8 +420,3 @@ def _ruling(effects: tuple[Effect, ...]) -> tuple[Ruling, str]:
             case Refuse():
                 return Ruling.REFUSED, effect.code
     return Ruling.LATE, ""
-
-
-def _check_tensors(frame: FrameFile) -> None:
-    for spec in frame.layout.specs:
-        check_finite(spec.name, frame.tensor(spec))

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openfed.errors import OpenFedError, PolicyError
 from openfed.files import write_whole
 from openfed.flow import metrics as scores
@@ -45,17 +47,19 @@ async def conduct(
 ) -> Ended:
     """Run the flow to its end, save the models, tell everyone.
 
-    A run that an `Interrupted` stops keeps its journal open and raises it; every other fault ends
-    the run as failed, with the reason.
+    What the plan, a site or a flow did wrong ends the run as failed, with the reason. What this
+    machine did (a stop, a full disk, a damaged journal) is raised: the run can be resumed.
     """
     began = time.monotonic()
     lock, journal = aggregator.lock, aggregator.journal
     state, reason = RunState.COMPLETED, ""
     try:
         await asyncio.to_thread(_train, lock, handle, flow, saved, accounts.emit)
-    except Interrupted:
+    except (Interrupted, OSError):
         raise
     except OpenFedError as error:
+        if error.code == "S10":
+            raise
         state, reason = RunState.FAILED, f"{error.code}  {error.message}"
     except Exception as error:  # noqa: BLE001 (a bug of ours or of a flow must end the run, said)
         traceback.print_exc()
@@ -67,7 +71,7 @@ async def conduct(
     seconds = {"total": time.monotonic() - began, "training": accounts.training}
     summary["seconds"] = {**seconds, "imports": accounts.imports}
     accounts.emit("run.ended", summary)
-    await aggregator.end(state, reason)
+    aggregator.end(state, reason)
     await aggregator.everyone_told(FAREWELL_S)
     return Ended(state, reason, summary)
 
@@ -75,7 +79,8 @@ async def conduct(
 def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path, emit: Emit) -> None:
     """Run the flow; save `last` and `best`, and say in `manifest.json` what they are."""
     init = saved / f"{lock.plan.name}_init.safetensors"
-    last = flow(handle, _initial(init, lock))
+    with np.errstate(over="ignore", invalid="ignore"):  # the handle refuses what is not finite
+        last = flow(handle, _initial(init, lock))
     models = {"last": (handle.turns, last)}
     best, best_model = handle.best(), handle.best_model()
     if best is not None and best_model is not None:
@@ -88,7 +93,7 @@ def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path, emit: Emit) 
         emit("model.saved", {"which": which, **listed[which]})
     handle.remember({"last": listed["last"]["digest"]})
     about = {"run": handle.run, "plan_digest": lock.digest, "best": best and best["metric"]}
-    content = {**about, "models": listed, "versions": _versions()}
+    content = {**about, "models": listed, "versions": _versions(), "sites": handle.sites()}
     text = json.dumps(content, indent=2, sort_keys=True)
     write_whole(saved / "manifest.json", text.encode() + b"\n")
 

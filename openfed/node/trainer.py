@@ -7,16 +7,19 @@ whatever the task process says and writes as input from outside.
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from openfed.errors import CODES, TaskError, WireError
 from openfed.tasks.base import Outcome, Task
-from openfed.tasks.channel import listen, read_message, write_message
+from openfed.tasks.channel import LOCAL_OUT, UPDATE_OUT, listen, read_message, write_message
 from openfed.tensors.frame import open_frame, unpack
 from openfed.tensors.record import Record
+
+MOST_UNREAD = 100
+"""Messages of a task process that are kept before it has to wait."""
 
 RETURN_S = 60.0
 """How long a lost task process has to come back before its task is given up."""
@@ -32,22 +35,52 @@ class Inputs:
 
 
 class Trainer(Protocol):
-    """Runs tasks where the data is."""
+    """Runs tasks where the data is. `versions`: of what they run on, once it is known."""
+
+    versions: Mapping[str, str]
 
     async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
         """Raises TaskError: the task failed, or its process died."""
         ...
 
 
-@dataclass
 class Child:
-    """A connected task process."""
+    """A connected task process, and what it has said that nobody has read yet."""
 
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    previous_exit: int | None
-    ready: bool = False
-    import_seconds: float = 0.0
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer, self.ready, self.gone = writer, False, False
+        self.previous_exit: int | None = None
+        self.import_seconds = 0.0
+        self._heard: asyncio.Queue[dict[str, Any] | WireError | None] = asyncio.Queue(MOST_UNREAD)
+        self._listening = asyncio.create_task(self._listen(reader))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Reads at all times, so that the end of an idle process is noticed."""
+        last: WireError | None = None
+        try:
+            while (message := await read_message(reader)) is not None:
+                await self._heard.put(message)
+        except WireError as error:
+            last = error
+        except ConnectionError:
+            pass
+        self.gone = True
+        await self._heard.put(last)
+
+    async def hear(self, *ops: str) -> dict[str, Any]:
+        """The next message of one of these kinds. Raises: ConnectionError: it has gone."""
+        while True:
+            message = await self._heard.get()
+            if message is None:
+                raise ConnectionError("it closed its socket")
+            if isinstance(message, WireError):
+                raise message
+            if message.get("op") in ops:
+                return message
+
+    def close(self) -> None:
+        self._listening.cancel()
+        self.writer.close()
 
 
 class SocketTrainer:
@@ -58,6 +91,7 @@ class SocketTrainer:
         self._child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
         self._copied: dict[str, str] = {}
+        self.versions: Mapping[str, str] = {}
         for name in ("in", "out"):
             (exchange / name).mkdir(mode=0o700, exist_ok=True)
 
@@ -69,20 +103,19 @@ class SocketTrainer:
         if self._server is not None:
             self._server.close()
         if self._child.done() and not self._child.cancelled():
-            self._child.result().writer.close()
+            self._child.result().close()
         self._child.cancel()
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        child = Child(reader, writer)
         try:
-            hello = await read_message(reader)
-        except WireError as error:
+            hello = await child.hear("hello")
+        except (WireError, ConnectionError) as error:
             self._said(f"task process refused: {error}")
-            hello = None
-        if hello is None or hello.get("op") != "hello":
-            writer.close()
+            child.close()
             return
         previous = hello.get("previous_exit")
-        child = Child(reader, writer, previous if isinstance(previous, int) else None)
+        child.previous_exit = previous if isinstance(previous, int) else None
         if self._child.done():  # the one before is gone, or about to be found so
             self._child = asyncio.get_running_loop().create_future()
         self._child.set_result(child)
@@ -91,11 +124,11 @@ class SocketTrainer:
         child = await self._alive(task)
         try:
             await self._ready(child)
-            await asyncio.to_thread(self._lay_out, inputs)
+            await _to_the_end(asyncio.to_thread(self._lay_out, inputs))
             order = {"op": "run", "id": f"{task.round}-{task.name}", "task": asdict(task)}
             has = {"frozen": inputs.frozen is not None, "local": inputs.local is not None}
             await write_message(child.writer, {**order, **has})
-            answer = await self._heard(child, "done", "failed")
+            answer = await child.hear("done", "failed")
         except (ConnectionError, WireError, asyncio.CancelledError) as error:
             self._drop(child)
             if isinstance(error, asyncio.CancelledError):
@@ -111,11 +144,12 @@ class SocketTrainer:
         """Wait until the process has imported the user's code and opened the data."""
         if child.ready:
             return
-        message = await self._heard(child, "ready", "broken")
+        message = await child.hear("ready", "broken")
         if message["op"] == "broken":
             self._drop(child)
             raise _failure(message)
         child.ready = True
+        self.versions = _versions(message.get("versions"))
         seconds = message.get("import_seconds")
         child.import_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
 
@@ -130,21 +164,13 @@ class SocketTrainer:
             except TimeoutError:
                 message = f"{task.collaborator}: no task process for {RETURN_S:.0f} s"
                 raise TaskError("K27", message) from None
-            if not child.reader.at_eof():
+            if not child.gone:
                 return child
             self._drop(child)
 
-    async def _heard(self, child: Child, *ops: str) -> dict[str, Any]:
-        while True:
-            message = await read_message(child.reader)
-            if message is None:
-                raise ConnectionError("it closed its socket")
-            if message.get("op") in ops:
-                return message
-
     def _drop(self, child: Child) -> None:
         """Let go of a task process: it exits when its socket closes, and is started again."""
-        child.writer.close()
+        child.close()
         if self._child.done() and self._child.result() is child:
             self._child = asyncio.get_running_loop().create_future()
 
@@ -178,18 +204,20 @@ class SocketTrainer:
 
     def _collect(self, answer: dict[str, Any], limit: int) -> Outcome:
         numbers = _numbers(answer.get("numbers"))
-        update = self._read("update", limit).tensors if answer.get("update") else {}
-        local = self._read("local", 1 << 40).tensors if answer.get("local") else None
+        update = self._read(UPDATE_OUT, limit).tensors if answer.get("update") else {}
+        local = self._read(LOCAL_OUT, 1 << 40).tensors if answer.get("local") else None
         return Outcome(numbers, update, local)
 
     def _read(self, name: str, limit: int) -> Record:
         try:
-            with open_frame(self.exchange / "out" / name, limit=limit) as frame:
+            with open_frame(self.exchange / name, limit=limit) as frame:
                 return frame.record()
         except OSError as error:
-            raise TaskError("K28", f"out/{name}: {error.strerror}") from error
+            raise TaskError("K28", f"{name}: {error.strerror}") from error
         except WireError as error:
-            raise TaskError("K28", f"out/{name}: {error.message}") from error
+            raise TaskError("K28", f"{name}: {error.message}") from error
+        except (ValueError, MemoryError) as error:  # sizes that no array can have
+            raise TaskError("K28", f"{name}: {type(error).__name__} {error}") from error
 
 
 class DirectTrainer:
@@ -198,6 +226,7 @@ class DirectTrainer:
 
     def __init__(self, run: Callable[[Task, dict[str, Any], dict[str, Any]], Outcome]) -> None:
         self._run = run
+        self.versions: Mapping[str, str] = {}
 
     async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
         def work() -> Outcome:
@@ -207,6 +236,21 @@ class DirectTrainer:
             return self._run(task, model, dict(_read(inputs.local)) if inputs.local else {})
 
         return await asyncio.to_thread(work)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await it; where the caller is cancelled, only when it is done: a thread can't be stopped."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait({task})
+
+
+def _versions(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict):
+        return {}
+    return {str(name)[:40]: str(value)[:40] for name, value in list(found.items())[:20]}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from openfed.node.aggregator import Aggregator
 from openfed.node.conduct import Ended
 from openfed.node.trainer import Trainer
 from openfed.plan.lock import Lock
-from openfed.store.runs import hold
+from openfed.store.runs import hold, run_folder
 from openfed.transport.inprocess import InProcess
 from openfed.typing import Emit
 from openfed.wire.messages import Peer
@@ -26,7 +26,7 @@ async def run_inprocess(
 
     The initial model is the workspace's, as for a networked run; the models are saved there too.
     """
-    held = hold(root, run)
+    held = hold(run_folder(root, run))
     journal = open_journal(root, run, lock.digest)
     try:
         aggregator, go = make_aggregator(root, lock, run, journal, emit)
@@ -52,7 +52,7 @@ async def run_inprocess(
 def _stop_if_lost(aggregator: Aggregator, working: asyncio.Task[object]) -> None:
     """Where one agent dies, the run can't go on: there is no one to start it again."""
     if not working.cancelled() and (error := working.exception()) is not None:
-        asyncio.ensure_future(aggregator.interrupt(str(error)))
+        aggregator.interrupt(str(error))
 
 
 def _peer(lock: Lock, name: str) -> Peer:

@@ -27,7 +27,8 @@ create table if not exists replies (
   unique (ask, collaborator));
 create table if not exists turns (
   round integer primary key, state text not null, at real not null);
-create table if not exists notes (key text primary key, seq integer, value text not null);
+create table if not exists notes (
+  seq integer primary key, key text not null unique, value text not null);
 """
 
 
@@ -80,7 +81,9 @@ class Journal:
         self._path = path
 
     def close(self) -> None:
-        self._db.close()
+        """Waits for what another thread is writing; what comes later is refused with S10."""
+        with self._lock:
+            self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -137,9 +140,10 @@ class Journal:
             id, round, ordinal, task, elapsed_s, None if met is None else bool(met), given
         )
 
-    def asks(self) -> Iterator[AskRow]:
-        """All asks in the order of the flow."""
-        for (id,) in self._rows("select id from asks order by round, ordinal"):
+    def asks(self, since: int = 0) -> Iterator[AskRow]:
+        """The asks of round `since` and later, in the order of the flow."""
+        query = "select id from asks where round >= ? order by round, ordinal"
+        for (id,) in self._rows(query, since):
             row = self.ask(id)
             assert row is not None
             yield row
@@ -173,7 +177,7 @@ class Journal:
     def note(self, key: str, value: Json) -> Json:
         """Remember `value` under `key`, once; returns what is remembered (the first)."""
         with self.transaction():
-            query = "insert or ignore into notes values (?, (select count(*) from notes), ?)"
+            query = "insert or ignore into notes (key, value) values (?, ?)"
             self._write(query, key, json.dumps(value, sort_keys=True))
             rows = self._rows("select value from notes where key = ?", key)
         return json.loads(rows[0][0])  # type: ignore[no-any-return]

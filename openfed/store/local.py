@@ -5,11 +5,13 @@ upload begins; a retry resends the same bytes. Y becomes the state only when the
 accepted, so what a refused or late task did at the site is forgotten with it.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from openfed.store.runs import hold
 from openfed.store.spool import Spool
 
 _TABLES = """
@@ -32,10 +34,13 @@ class Owed:
 
 
 class LocalStore:
-    """One collaborator's store of one run. Used from one thread at a time."""
+    """One collaborator's store of one run. Used from one thread at a time.
+
+    Raises: OpenFedError S11: another process has it open.
+    """
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held = hold(root)
         self.spool = Spool(root)
         self._db = sqlite3.connect(
             root / "local.sqlite", isolation_level=None, check_same_thread=False
@@ -46,12 +51,19 @@ class LocalStore:
 
     def close(self) -> None:
         self._db.close()
+        os.close(self._held)
 
     def state(self) -> str | None:
         """Digest of the current local state; None before the first."""
         query = "select digest from states order by version desc limit 1"
         row = self._db.execute(query).fetchone()
         return str(row[0]) if row else None
+
+    def unsettled(self) -> list[Owed]:
+        """The replies whose ruling is not known, oldest first."""
+        query = "select ask, digest, size, state, '' from replies where ruling is null"
+        rows = self._db.execute(query + " order by rowid").fetchall()
+        return [Owed(*row) for row in rows]
 
     def owed(self, ask: str) -> Owed | None:
         query = "select ask, digest, size, state, coalesce(ruling, '') from replies where ask = ?"

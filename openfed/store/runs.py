@@ -99,17 +99,16 @@ def _nothing_to_resume(last: RunInfo | None, same: bool) -> str:
     return f"expected an interrupted run to resume, got run {last.id}, which {last.status}"
 
 
-def hold(workspace: Path, run: str) -> int:
-    """Take the run for this process; the returned descriptor holds it until it is closed.
+def hold(folder: Path) -> int:
+    """Take a node's folder of a run for this process, until the returned descriptor is closed.
 
-    Raises: OpenFedError S11: another process runs it.
+    Raises: OpenFedError S11: another process has it.
     """
-    folder = run_folder(workspace, run)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise OpenFedError("S11", f"run {run} is being run by another process") from None
+        raise OpenFedError("S11", f"another process works in {folder}") from None
     return descriptor

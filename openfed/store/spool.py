@@ -5,12 +5,13 @@ digest, so that what one site uploads is never taken as another's. A blob is the
 synced: `put` and `finish` sync the file, rename it, and sync the folder before they return.
 """
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from openfed.errors import WireError
+from openfed.errors import TransportError, WireError
 from openfed.files import sync_folder
 from openfed.tensors.frame import FrameFile, open_frame
 
@@ -75,20 +76,35 @@ class Spool:
         """Go on with a transfer, from `grown(...)` bytes."""
         return Growing(self, digest, owner, size)
 
+    def drop(self, digest: str, owner: str = "") -> None:
+        """Forget a blob, whole or growing."""
+        for folder in (self.blobs, self.growing):
+            (folder / blob_name(digest, owner)).unlink(missing_ok=True)
+
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove every whole blob whose name is not in `names`."""
-        for path in self.blobs.iterdir():
-            if path.name not in names:
-                path.unlink(missing_ok=True)
+        """Remove every blob, whole or growing, whose name is not in `names`."""
+        for folder in (self.blobs, self.growing):
+            for path in folder.iterdir():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
 
 
 class Growing:
-    """A blob that arrives block by block; a context manager that leaves what it has on disk."""
+    """A blob that arrives block by block; a context manager that leaves what it has on disk.
+
+    It has one writer at a time: what was hashed is what is on disk.
+    Raises: TransportError T14 (transient): another transfer of this blob is under way.
+    """
 
     def __init__(self, spool: Spool, digest: str, owner: str, size: int) -> None:
         self.spool, self.digest, self.owner, self.size = spool, digest, owner, size
         self.part = spool.growing / blob_name(digest, owner)
         self.file = open(self.part, "ab")  # noqa: SIM115 (closed by __exit__)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise TransportError("T14", "another transfer of these bytes is under way") from None
         self.sha = hashlib.sha256()
         with open(self.part, "rb") as file:
             while block := file.read(1 << 20):
@@ -109,7 +125,8 @@ class Growing:
     def finish(self) -> None:
         """Check the digest, sync, and rename into place.
 
-        Raises: WireError W04: bytes missing; W05: another digest (the bytes are dropped).
+        Raises: WireError W04: bytes missing, or the transfer was dropped; W05: another digest (the
+        bytes are dropped).
         """
         if self.at != self.size:
             raise WireError("W04", f"a transfer of {self.size} bytes ended after {self.at}")
@@ -118,7 +135,10 @@ class Growing:
             raise WireError("W05", f"expected bytes with digest {self.digest[:16]}..., got others")
         self.file.flush()
         os.fsync(self.file.fileno())
-        os.replace(self.part, self.spool.path(self.digest, self.owner))
+        try:
+            os.replace(self.part, self.spool.path(self.digest, self.owner))
+        except FileNotFoundError:
+            raise WireError("W04", "nobody waits for these bytes any more") from None
         sync_folder(self.spool.blobs)
 
     def discard(self) -> None:

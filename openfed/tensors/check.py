@@ -13,6 +13,11 @@ from openfed.typing import Numbers
 BLOCK = 1 << 18
 """Elements that are checked at a time."""
 
+ABOUT = frozenset({"n", "seconds", "import_seconds"})
+"""Numbers that every reply may hold, one value each."""
+
+MAX_SECONDS = 1e9
+
 MAX_SAMPLES = 2.0**53
 """Above this a float64 no longer counts one by one."""
 
@@ -37,14 +42,26 @@ def check_entries(got: Signature, expected: Signature) -> None:
 
 def check_finite(name: str, values: np.ndarray[Any, Any]) -> None:
     """Raises: TaskError K23: a floating entry holds NaN or an infinity."""
+    at = _first_not_finite(values)
+    if at is not None:
+        found = values.reshape(-1)[at]
+        raise TaskError("K23", f"{name}: expected finite numbers, got {found} at {at}")
+
+
+def is_finite(values: np.ndarray[Any, Any]) -> bool:
+    """Whether it is integers, booleans, or finite floating numbers."""
+    return _first_not_finite(values) is None
+
+
+def _first_not_finite(values: np.ndarray[Any, Any]) -> int | None:
     if values.dtype.name not in FLOATING:
-        return
+        return None
     flat = values.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         finite = np.isfinite(flat[start : start + BLOCK])
         if not finite.all():
-            at = start + int(np.argmin(finite))
-            raise TaskError("K23", f"{name}: expected finite numbers, got {flat[at]} at {at}")
+            return start + int(np.argmin(finite))
+    return None
 
 
 def check_numbers(numbers: Numbers, allowed: Collection[str], *, trained: bool) -> None:
@@ -61,6 +78,9 @@ def check_numbers(numbers: Numbers, allowed: Collection[str], *, trained: bool) 
     for name, values in numbers.items():
         if not all(math.isfinite(x) for x in values):
             raise TaskError("K25", f"{name}: expected finite numbers, got {values[:4]}")
+    for name in ABOUT & numbers.keys() - {"n"}:
+        if len(numbers[name]) != 1 or not 0 <= numbers[name][0] <= MAX_SECONDS:
+            raise TaskError("K25", f"{name}: expected seconds, got {numbers[name][:4]}")
     samples = numbers.get("n", ())
     least = 1 if trained else 0
     if len(samples) != 1 or not least <= samples[0] <= MAX_SAMPLES or samples[0] % 1:

@@ -40,9 +40,18 @@ def test_sums_of_the_wrong_number_are_refused():
 
 
 def test_only_the_plans_metrics_the_loss_and_what_every_reply_says_may_be_sent():
-    names = declared(["accuracy", "src.metrics:dice"])
-    assert "metrics/validate_tuned/dice" in names and "metrics/train/loss" in names
-    assert {"n", "seconds", "import_seconds"} < names and len(names) == 3 + 3 * 3
+    metrics = ["accuracy", "src.metrics:dice"]
+    train, validate = declared(metrics, "train"), declared(metrics, "validate")
+    assert "metrics/validate_tuned/dice" in train and "metrics/train/loss" in train
+    assert not any(name.startswith("metrics/validate/") for name in train)
+    assert "metrics/validate/accuracy" in validate and "metrics/train/loss" not in validate
+    assert {"n", "seconds", "import_seconds"} == train & validate
+    assert len(train) == 3 + 2 * 3 and len(validate) == 3 + 3
+
+
+def test_a_value_that_is_not_finite_is_absent():
+    replies = [("one", {"n": (1.0,), "metrics/validate/loss": (1e308, 1e-3)})]
+    assert rows(1, 0, replies) == []
 
 
 def test_a_tie_is_not_better():

@@ -1,11 +1,12 @@
 """The agent against a scripted aggregator: what it sends, keeps, repeats and refuses."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from openfed.errors import PolicyError, TransportError
+from openfed.errors import PolicyError, TransportError, WireError
 from openfed.node.agent import Agent
 from openfed.node.trainer import DirectTrainer
 from openfed.store.local import LocalStore
@@ -47,7 +48,8 @@ class Script:
             Payload(name, *self.spool.put(blocks(Record(tensors))))
             for name, tensors in (("model", MOVING), ("frozen", FIXED))
         )
-        return Assignment(ask, task, round, {}, payloads, task == "train", 1 << 20)
+        settings = {"tuned": False} if task == "train" else {}
+        return Assignment(ask, task, round, settings, payloads, task == "train", 1 << 20)
 
     def order(self, assignment=None, cancel=(), state=RunState.RUNNING):
         self.orders.put_nowait(Orders(self.stamp, state, "", 60.0, assignment, cancel))
@@ -129,7 +131,6 @@ def test_what_was_encoded_once_is_sent_again_unchanged_and_not_trained_again(pla
         script.hold.set()
         script.verdict = Ruling.DUPLICATE
         again = start()
-        script.order(script.assignment())
         second = await script.reports.get()
         script.order(state=RunState.COMPLETED)
         await again
@@ -225,7 +226,7 @@ def test_a_fault_of_the_link_during_work_ends_the_agent_at_once(play):
 def test_an_entry_that_the_plan_keeps_local_never_leaves_the_site(lab, tmp_path):
     here = lab({"one": lab.toy(1.0, 10)}, rounds=1, more='scope: [{"w": local}]')
     ended = here.run()
-    assert ended.state == "failed" and "one: K29 w" in ended.reason
+    assert ended.state == "failed" and "one: K09 w" in ended.reason
     sent = [path.read_bytes() for path in (here.root / "runs" / "r1" / "blobs").glob("one.*")]
     assert not any(b'"w"' in frame for frame in sent)
 
@@ -245,5 +246,69 @@ def test_a_reply_that_was_late_is_made_anew_if_it_is_asked_for_again(play):
         script.order(state=RunState.COMPLETED)
         await life
         assert [name for name, *_ in script.toy.seen] == ["train", "validate", "train"]
+
+    play(body)
+
+
+def test_a_ruling_that_was_missed_is_asked_for_before_new_work(play, tmp_path):
+    async def body(script, start):
+        script.hold.clear()
+        life = start()
+        script.order(script.assignment())
+        await script.reports.get()
+        life.cancel()  # accepted over there; the agent dies before it knows
+        await asyncio.gather(life, return_exceptions=True)
+        script.hold.set()
+        script.verdict = Ruling.DUPLICATE
+        again = start()
+        script.order(script.assignment("ask2"))
+        await script.reports.get()
+        await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await again
+        assert [local for *_, local in script.toy.seen] == [[], ["seen"]]
+
+    play(body)
+
+
+def test_other_settings_than_the_plans_are_refused(play):
+    async def body(script, start):
+        life = start()
+        script.order(replace(script.assignment(), settings={"tuned": False, "epochs": 1000}))
+        with pytest.raises(PolicyError, match="R12"):
+            await life
+        assert not script.toy.seen
+
+    play(body)
+
+
+def test_a_run_s_id_is_no_path(play, tmp_path):
+    async def body(script, start):
+        script.stamp = replace(script.stamp, run=str(tmp_path / "evil"))
+        with pytest.raises(WireError, match="W10"):
+            await start()
+        assert not (tmp_path / "evil").exists()
+
+    play(body)
+
+
+def test_an_ask_that_is_over_before_its_model_was_fetched_is_dropped(play):
+    async def body(script, start):
+        over = asyncio.Event()
+
+        async def refused(pull):
+            over.set()
+            raise PolicyError("R05", "no open assignment of one names this blob")
+            yield b""
+
+        script.pull, pull = refused, script.pull
+        life = start()
+        script.order(script.assignment())
+        await over.wait()
+        script.pull = pull
+        script.order(script.assignment("ask2", "validate"))
+        assert (await script.reports.get()).ask == "ask2"
+        script.order(state=RunState.COMPLETED)
+        assert await life == (RunState.COMPLETED, "")
 
     play(body)

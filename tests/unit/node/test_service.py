@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,77 @@ def test_whoever_does_not_belong_is_refused_in_every_call(desk, stranger):
     desk(body)
 
 
+def test_who_is_refused_is_said_once_by_name(desk):
+    async def body(here):
+        for _ in range(3):
+            with pytest.raises(OpenFedError):
+                await here.aggregator.hello(replace(ONE, name="eve"), Hello(here.stamp))
+        ((kind, told),) = here.events
+        assert kind == "node.refused" and (told["collaborator"], told["code"]) == ("eve", "R02")
+
+    desk(body)
+
+
+def test_a_call_that_is_cancelled_while_its_reply_is_journaled_is_adopted_all_the_same(desk):
+    async def body(here):
+        await here.open()
+        data = pack(Record(UPDATE, {"n": (5.0,)}))
+        found = await here.upload(data)
+        begun, go_on = asyncio.Event(), threading.Event()
+        write, loop = here.aggregator._write, asyncio.get_running_loop()
+
+        def slow(*about):
+            loop.call_soon_threadsafe(begun.set)
+            go_on.wait(20)
+            write(*about)
+
+        here.aggregator._write = slow
+        report = Report(here.stamp, "ask1", found, len(data))
+        call = asyncio.create_task(here.aggregator.report(ONE, report))
+        await begun.wait()
+        call.cancel()  # the client is gone
+        await asyncio.gather(call, return_exceptions=True)
+        go_on.set()
+        here.aggregator._write = write
+        assert (await here.aggregator.report(ONE, report)).ruling is Ruling.DUPLICATE
+        assert here.aggregator._asks["ask1"].ask.accepted == {"one": found}
+
+    desk(body)
+
+
+def test_a_site_keeps_one_upload_for_an_ask(desk):
+    async def body(here):
+        await here.open()
+        for number in range(5):
+            await here.upload(b"guess %d" % number)
+        with pytest.raises(OpenFedError, match="W04"):
+            await here.upload(b"half", size=9)
+        assert len(list(here.spool.blobs.glob("one.*"))) == 0
+        assert len(list(here.spool.growing.glob("one.*"))) == 1
+        assert (await here.answer()).ruling is Ruling.ACCEPTED
+        await here.upload(b"after the answer")
+        assert len(list(here.spool.blobs.glob("one.*"))) == 1
+        assert (await here.answer()).ruling is Ruling.DUPLICATE
+
+    desk(body)
+
+
+def test_a_fault_of_the_disk_stops_the_run_to_be_resumed(desk):
+    async def body(here):
+        await here.open()
+
+        def broken(*about):
+            raise OSError(28, "No space left on device")
+
+        here.aggregator._write = broken
+        with pytest.raises(OSError):
+            await here.answer()
+        with pytest.raises(OSError):
+            await here.aggregator._answered("ask1", 0)
+
+    desk(body)
+
+
 def test_a_newer_minor_is_tolerated(desk):
     async def body(here):
         newer = replace(here.stamp, protocol=(1, 9), capabilities=("frame/1", "magic/7"))
@@ -189,6 +261,18 @@ def test_a_reply_counts_once_whatever_is_sent_again(desk):
     desk(body)
 
 
+def test_a_failure_that_is_reported_again_is_a_duplicate(desk):
+    async def body(here):
+        here.ask = Ask("ask1", ("one", "two"), 1, deadline_s=1000.0)
+        await here.open()
+        report = Report(here.stamp, "ask1", failure=Failure("K23", "NaN"))
+        assert (await here.aggregator.report(ONE, report)).ruling is Ruling.ACCEPTED
+        assert (await here.aggregator.report(ONE, report)).ruling is Ruling.DUPLICATE
+        assert (await here.answer()).code == "R09"
+
+    desk(body)
+
+
 BAD = {
     "NaN": ("K23", {**UPDATE, "w": np.float32([1, np.nan, 1])}, None),
     "infinity": ("K23", {**UPDATE, "bn.mean": np.float32([np.inf, 0])}, None),
@@ -200,6 +284,9 @@ BAD = {
     "n of -1": ("K24", UPDATE, {"n": (-1.0,)}),
     "n of 1e308": ("K24", UPDATE, {"n": (1e308,)}),
     "no n": ("K24", UPDATE, {"seconds": (1.0,)}),
+    "no seconds": ("K25", UPDATE, {"n": (1.0,), "seconds": ()}),
+    "too many seconds": ("K25", UPDATE, {"n": (1.0,), "seconds": (1.7e308,)}),
+    "another task's metric": ("K25", UPDATE, {"n": (1.0,), "metrics/validate/loss": (1e6, 1.0)}),
     "sums that are none": ("K25", UPDATE, {"n": (1.0,), "metrics/train/loss": (1.0,) * 3}),
     "an undeclared number": ("K25", UPDATE, {"n": (1.0,), "patients": (17.0,)}),
 }

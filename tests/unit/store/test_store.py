@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from openfed.errors import OpenFedError, UsageError, WireError
+from openfed.errors import OpenFedError, TransportError, UsageError, WireError
 from openfed.files import write_whole
 from openfed.store.journal import Journal, Reply, Turn
 from openfed.store.local import LocalStore
@@ -65,6 +65,27 @@ def test_other_bytes_too_many_and_too_few_are_refused_and_dropped(tmp_path):
         with pytest.raises(WireError, match="W04"):
             growing.finish()
     assert spool.grown(DIGEST) == 10
+
+
+def test_a_blob_has_one_writer(tmp_path):
+    spool = Spool(tmp_path)
+    with spool.grow(DIGEST, "one", size=len(DATA)) as growing:
+        growing.append(DATA[:100])
+        with pytest.raises(TransportError, match="T14") as caught:
+            spool.grow(DIGEST, "one", size=len(DATA))
+        assert not caught.value.permanent
+        growing.append(DATA[100:])
+        growing.finish()
+    assert spool.size(DIGEST, "one") == len(DATA)
+
+
+def test_a_transfer_that_nobody_waits_for_any_more_ends(tmp_path):
+    spool = Spool(tmp_path)
+    with spool.grow(DIGEST, "one", size=len(DATA)) as growing:
+        growing.append(DATA)
+        spool.keep_only(())
+        with pytest.raises(WireError, match="W04"):
+            growing.finish()
 
 
 def test_keep_only_keeps_what_is_named(tmp_path):
@@ -160,7 +181,9 @@ def test_a_state_is_adopted_once_and_only_with_an_accepted_reply(tmp_path):
     assert store.state() is None
     owed = store.owe("ask1", [b"reply"], [b"state 1"])
     assert store.state() is None and store.owed("ask1") == owed
+    assert store.unsettled() == [owed]
     store.settle(owed, "accepted", accepted=True)
+    assert store.unsettled() == []
     store.settle(owed, "duplicate", accepted=True)
     first = store.state()
     assert first == hashlib.sha256(b"state 1").hexdigest()
@@ -243,11 +266,18 @@ def test_a_run_that_was_killed_before_its_first_commit_does_not_count(tmp_path):
 
 
 def test_one_process_holds_a_run(tmp_path):
-    held = hold(tmp_path, "r1")
+    held = hold(tmp_path / "r1")
     with pytest.raises(OpenFedError, match="S11"):
-        hold(tmp_path, "r1")
+        hold(tmp_path / "r1")
     os.close(held)
-    os.close(hold(tmp_path, "r1"))
+    os.close(hold(tmp_path / "r1"))
+
+
+def test_one_agent_works_in_a_store(tmp_path):
+    store = LocalStore(tmp_path)
+    with pytest.raises(OpenFedError, match="S11"):
+        LocalStore(tmp_path)
+    store.close()
 
 
 def test_ids_sort_by_time_and_differ():

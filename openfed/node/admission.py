@@ -1,0 +1,45 @@
+"""Who is admitted to a run, and what of theirs: the aggregator's checks, without its state."""
+
+from openfed.errors import PolicyError
+from openfed.flow.metrics import check_sums, declared
+from openfed.plan.lock import Lock
+from openfed.strategy.reduce import update_signature
+from openfed.tensors.check import check_entries, check_finite, check_numbers
+from openfed.tensors.frame import FrameFile
+from openfed.wire.messages import PROTOCOL, Assignment, Peer, Stamp
+
+
+def admit(lock: Lock, run: str, peer: Peer, stamp: Stamp) -> None:
+    """Refuse whoever does not belong to this run of this plan; `run` is empty for a hello.
+
+    Raises: PolicyError: R10 protocol, R03 federation, R02 name or role, R01 plan, R04 run.
+    """
+    plan = lock.plan
+    if stamp.protocol[0] != PROTOCOL[0]:
+        spoken = f"{peer.name} speaks {stamp.protocol[0]}"
+        raise PolicyError("R10", f"expected protocol {PROTOCOL[0]}, {spoken}")
+    if peer.federation != plan.federation or stamp.federation != plan.federation:
+        found = stamp.federation if peer.federation == plan.federation else peer.federation
+        raise PolicyError("R03", f"expected federation {plan.federation}, got {found}")
+    if peer.role != "collaborator" or peer.name not in plan.collaborators:
+        raise PolicyError("R02", f"{peer.role} {peer.name} is not a collaborator of this plan")
+    if stamp.plan_digest != lock.digest:
+        ours, theirs = lock.digest[:16], stamp.plan_digest[:16]
+        raise PolicyError("R01", f"expected plan {ours}..., {peer.name} has {theirs}...")
+    if run and stamp.run != run:
+        raise PolicyError("R04", f"expected run {run}, got {stamp.run or 'none'}")
+
+
+def check_reply(lock: Lock, frame: FrameFile, assignment: Assignment) -> None:
+    """Everything the agent has checked already: the aggregator trusts no one.
+
+    Raises: TaskError: K21 to K25.
+    """
+    layout = frame.layout
+    expected = update_signature(lock.signature) if assignment.updates else ()
+    check_entries(layout.specs, expected)
+    allowed = declared(lock.plan.metrics, assignment.task)
+    check_numbers(layout.numbers, allowed, trained=assignment.updates)
+    check_sums(layout.numbers)
+    for spec in layout.specs:
+        check_finite(spec.name, frame.tensor(spec))
