@@ -156,7 +156,8 @@ CODES: dict[str, Explanation] = {
         "no fixed port",
         "`aggregator.listen` has port 0, which means any free port: only `fx run`, which starts "
         "everyone, can tell the collaborators which.",
-        "Give a port, for example `listen: 0.0.0.0:50051`.",
+        'Give a port in plan.yaml, for example `aggregator: {listen: "0.0.0.0:50051"}`, then '
+        "fx plan initialize.",
     ),
     "U18": Explanation(
         "the file is there already",
@@ -180,9 +181,14 @@ CODES: dict[str, Explanation] = {
         "state is kept.",
         "Look at the last lines of its log; mend the cause; `fx run` resumes the run.",
     ),
+    "U22": Explanation(
+        "the suffix does not say the format",
+        "A model is written in the format of its suffix: .safetensors, .pt or .pth (torch), .npz.",
+        "Give one of those suffixes, or --to with a suffix that does not say otherwise.",
+    ),
     "U40": Explanation(
         "nothing to resume",
-        "`--resume` was given, and the latest run has ended or belongs to another plan.",
+        "`--resume` was given, and the latest run has ended, or belongs to another plan or code.",
         "Leave the flag out: a new run begins.",
     ),
     # -- P: the plan ---------------------------------------------------------------------------
@@ -288,7 +294,7 @@ CODES: dict[str, Explanation] = {
     "P19": Explanation(
         "plan.lock cannot be used",
         "plan/plan.lock is missing, was changed by hand, or was written by another version.",
-        "Write it again: fx plan initialize.",
+        "Write it: fx plan initialize.",
     ),
     "P20": Explanation(
         "code differs from plan.lock",
@@ -503,6 +509,11 @@ CODES: dict[str, Explanation] = {
         "An address is not host:port.",
         "Write it as host:port, or [IPv6]:port.",
     ),
+    "T14": Explanation(
+        "transfer under way",
+        "Another transfer of the same bytes by the same collaborator has not ended yet.",
+        "It is tried again. If it repeats, two processes run under one name: stop one.",
+    ),
     # -- W: frames and messages that no honest peer sends --------------------------------------
     "W01": Explanation(
         "not a frame",
@@ -576,7 +587,7 @@ CODES: dict[str, Explanation] = {
         "nothing to train on",
         "The data loader gave no sample for training, or lacks classes that the estimator needs "
         "at every site.",
-        "Check what this site's data in local.yaml or site.yaml points to.",
+        "Check what this site's data in local.yaml points to.",
     ),
     "K05": Explanation(
         "not a data loader",
@@ -603,7 +614,7 @@ CODES: dict[str, Explanation] = {
     ),
     "K09": Explanation(
         "against the plan's scope",
-        "The answer holds an entry that the plan's `scope` keeps local (it was not written), or "
+        "The answer holds an entry that the plan's `scope` keeps local (it was not sent), or "
         "keeps as local one that the plan shares.",
         "Return the entry where the plan says, or change `scope` in the plan.",
     ),
@@ -611,6 +622,25 @@ CODES: dict[str, Explanation] = {
         "agent and task process misunderstand each other",
         "The bytes on their socket are not a message, or not one that belongs there.",
         "User code may have written to a descriptor that is not its own; look at the site's log.",
+    ),
+    "K11": Explanation(
+        "a pattern that matches nothing",
+        "A pattern of the plan (`scope`, `freeze`, `param_groups`) has no effect on this model: "
+        "it matches no entry, or a pattern before it takes them all. What it should keep local "
+        "would be shared.",
+        "The message lists the model's entries: correct the pattern, or remove it.",
+    ),
+    "K12": Explanation(
+        "user code returned something else",
+        "A function of yours that the plan names (a metric, a loss, a training function) did not "
+        "return what openfed expects of it.",
+        "The message has what it returned and what is expected: change its return line.",
+    ),
+    "K13": Explanation(
+        "a metric that cannot be computed",
+        "The plan's `metrics` asks for a metric that these outputs and targets do not have, or "
+        "that the validation function does not return.",
+        "Remove the metric from `metrics` in the plan, or give it what the message says it needs.",
     ),
     "K20": Explanation(
         "task failed",
@@ -657,11 +687,6 @@ CODES: dict[str, Explanation] = {
         "unreadable result",
         "What the task process wrote is not what it should have written.",
         "Update openfed at the site; check that nothing else writes in the exchange folder.",
-    ),
-    "K29": Explanation(
-        "a local entry in an update",
-        "A task returned an entry that the plan's `scope` keeps at its site.",
-        "It was not sent. Leave such entries out of what the task returns.",
     ),
     # -- R: refused by policy ------------------------------------------------------------------
     "R01": Explanation(
@@ -765,5 +790,10 @@ CODES: dict[str, Explanation] = {
         "a fault of openfed",
         "The flow ended with an error that nobody foresaw.",
         "Please report it with the aggregator's log.",
+    ),
+    "F04": Explanation(
+        "the new model is not finite",
+        "The sites' updates were finite, but their weighted sum, or the strategy's step, was not.",
+        "Lower the learning rates; look at the sizes of the updates and of n.",
     ),
 }

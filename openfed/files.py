@@ -1,11 +1,38 @@
-"""Files that are whole or absent: written aside, synced, renamed, and their folder synced."""
+"""Files that are whole or absent, locks on files, and the folders that ship beside the code.
 
+A whole file is written aside, synced and renamed, and its folder synced.
+"""
+
+import fcntl
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 Data = bytes | Iterable[bytes | memoryview]
+
+_PACKAGE = Path(__file__).parent
+
+
+def shipped(name: str) -> Path:
+    """The folder `name` of the checkout, or its copy inside the installed package."""
+    installed = _PACKAGE / f"_{name}"  # first: beside it there may be a folder of anybody's
+    return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def lock_file(path: Path, *, wait: bool) -> int:
+    """Lock a folder, or a file, made (0600) if need be; the lock ends when the descriptor closes.
+
+    Raises: BlockingIOError: another process holds it, and `wait` is false.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def sync_folder(folder: Path) -> None:

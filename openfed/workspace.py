@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openfed.errors import UsageError
+from openfed.files import shipped
 
-HERE = Path(__file__).parent
-TEMPLATES = (HERE.parent / "workspace_templates", HERE / "_workspace_templates")
-"""A checkout's own templates first; those in an installed wheel otherwise."""
+TEMPLATES = shipped("workspace_templates")
 
 NOT_COPIED = shutil.ignore_patterns(
     "__pycache__", "*.pyc", ".ipynb_checkpoints", "cert", "save", "logs", "runs", "plan.lock", ".*"
@@ -45,6 +44,9 @@ class Workspace:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    def log(self, node: str) -> Path:
+        return self.logs / f"{node}.log"
+
     def model(self, name: str, which: str) -> Path:
         """`which` is init, last or best."""
         return self.root / "save" / f"{name}_{which}.safetensors"
@@ -66,9 +68,8 @@ def open_workspace(path: str | Path = ".") -> Workspace:
 
 def templates() -> dict[str, Path]:
     """Name and folder of every template, in name order."""
-    folder = next((folder for folder in TEMPLATES if folder.is_dir()), None)
-    found = sorted(folder.iterdir()) if folder else []
-    return {path.name: path for path in found if (path / "plan" / "plan.yaml").is_file()}
+    found = (plan.parents[1] for plan in sorted(TEMPLATES.glob("*/plan/plan.yaml")))
+    return {folder.name: folder for folder in found}
 
 
 def about(template: Path) -> str:

@@ -18,13 +18,13 @@ def words(text: str) -> tuple[str, ...]:
 
 
 ORDER = words(
-    """errors typing files tensors pki plan codec strategy privacy tasks ask wire store transport
-    flow node registry assemble workspace observe simulate launch cli __main__"""
+    """errors typing parse files tensors pki plan codec strategy privacy tasks ask wire store
+    transport flow node registry assemble workspace observe simulate launch cli __main__"""
 )
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
 
 ONLY_IN = {
-    "torch": ("tasks/torch.py",),
+    "torch": ("tasks/torch.py", "tasks/torch_batches.py", "tasks/torch_state.py"),
     "sklearn": ("tasks/sklearn.py",),
     "grpc": ("transport/",),
     "pydantic": ("plan/",),

@@ -20,7 +20,7 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f"openfed-{name}-"))
     create(folder, name)
     click.echo(f"fx demo {name}: the workspace is {folder}", err=True)
-    code = run(str(folder), overrides, None, as_json=as_json)
+    code = run(str(folder), overrides, "auto", as_json=as_json)
     if not as_json:
         click.echo(f"\nThe whole workspace is yours to read and change:  cd {folder}  &&  fx run")
     sys.exit(code)

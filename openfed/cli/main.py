@@ -1,5 +1,6 @@
 """`fx`: flags -> one call -> print. Commands are imported when they are used, not before."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ def fx(ctx: click.Context, debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The process: every error becomes lines on standard error and an exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         code: Any = fx.main(args=list(arguments), prog_name="fx", standalone_mode=False)
     except OpenFedError as error:

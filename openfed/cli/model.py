@@ -15,9 +15,9 @@ def command() -> None:
 @command.command()
 @click.option("-i", "--input", "source", required=True, type=FILE, help="A safetensors file.")
 @click.option("-o", "--output", "target", required=True, type=FILE, help="The file to write.")
-@click.option("--to", type=click.Choice(["safetensors", "torch", "npz"]), default="safetensors")
-def save(source: Path, target: Path, to: str) -> None:
-    """Write a model in another format."""
+@click.option("--to", type=click.Choice(["safetensors", "torch", "npz"]), help="Else by suffix.")
+def save(source: Path, target: Path, to: str | None) -> None:
+    """Write a model in another format: that of the suffix, or --to."""
     from openfed.launch.export import export
 
     export(source, target, to)

@@ -36,13 +36,16 @@ def initialize(address: str | None, overrides: tuple[str, ...]) -> None:
 @OVERRIDE
 def check(overrides: tuple[str, ...]) -> None:
     """Find every mistake in the plan, without importing or starting anything."""
+    from openfed.observe.text import plural
     from openfed.plan.load import load_plan
     from openfed.workspace import open_workspace
 
     workspace = open_workspace()
     plan = load_plan(workspace.plan, overrides)
     sites = len(plan.collaborators)
-    click.echo(f"{workspace.plan}: ok, {plan.rounds} rounds with {sites} collaborators")
+    click.echo(
+        f"{workspace.plan}: ok, {plural(plan.rounds, 'round')} with {plural(sites, 'collaborator')}"
+    )
 
 
 @command.command()
@@ -51,14 +54,16 @@ def show(overrides: tuple[str, ...]) -> None:
     """Print the plan with every default written out, and its digest once it is initialized."""
     from openfed.launch.initial import current_lock
     from openfed.plan.load import load_plan
-    from openfed.plan.schema import canonical
+    from openfed.plan.schema import ADDRESSES, canonical
     from openfed.workspace import open_workspace
 
     workspace = open_workspace()
     plan = load_plan(workspace.plan, overrides)
     lock = current_lock(workspace, plan)
-    click.echo(json.dumps(canonical(plan), indent=2, ensure_ascii=False))
+    whole = {**canonical(plan), ADDRESSES: plan.aggregator.model_dump(mode="json")}
+    click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
     click.echo(f"digest: {lock.digest if lock else 'none yet: fx plan initialize'}", err=True)
+    click.echo(f"({ADDRESSES}: its addresses are not in the digest)", err=True)
 
 
 @command.command()

@@ -16,26 +16,29 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 @click.command()
 @OVERRIDE
-@click.option("--new", "mode", flag_value="new", help="Begin a run, even if one can be resumed.")
-@click.option("--resume", "mode", flag_value="resume", help="Resume, or fail.")
+@click.option("--new", is_flag=True, help="Begin a run, even if one can be resumed.")
+@click.option("--resume", is_flag=True, help="Resume, or fail.")
 @JSON
-def command(overrides: tuple[str, ...], mode: "Mode | None", as_json: bool) -> None:
+def command(overrides: tuple[str, ...], new: bool, resume: bool, as_json: bool) -> None:
     """Run the whole federation of this workspace on this machine.
 
     Issues certificates, starts the aggregator and every collaborator, each a process of its own,
     shows every round, and says where the model is. An interrupted run of the same plan is resumed.
     """
+    if new and resume:
+        raise click.UsageError("--new and --resume exclude each other")
+    mode: Mode = "new" if new else "resume" if resume else "auto"
     sys.exit(run(".", overrides, mode, as_json=as_json))
 
 
-def run(root: str, overrides: tuple[str, ...], mode: "Mode | None", *, as_json: bool) -> int:
+def run(root: str, overrides: tuple[str, ...], mode: "Mode", *, as_json: bool) -> int:
     """Run a workspace, show it, print its result; the exit code."""
     from openfed.cli import show
     from openfed.launch.federation import run_federation
     from openfed.observe.console import console
     from openfed.workspace import open_workspace
 
-    with console() as observe:
-        ended = run_federation(open_workspace(root), overrides, mode or "auto", observe)
+    with console(quiet=() if as_json else ("run.ended",)) as observe:  # the result says it
+        ended = run_federation(open_workspace(root), overrides, mode, observe)
     show.as_json(ended.json) if as_json else show.result(ended)
     return ended.exit_code

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from openfed.launch.result import Result
-from openfed.observe.text import clean, number, one_line, size
+from openfed.observe.text import clean, number, one_line, plural, size
 from openfed.workspace import purpose
 
 
@@ -33,7 +33,7 @@ def result(ended: Result) -> None:
 
 def result_lines(told: Mapping[str, Any], root: Path) -> Iterator[str]:
     reason = f": {clean(told['reason'])}" if told["reason"] else ""
-    yield f"{told['status']} after {told['rounds']} rounds{reason}"
+    yield f"{told['status']} after {plural(told['rounds'], 'round')}{reason}"
     yield f"  run       {told['run']}, plan {told['plan_digest'][:16]}"
     yield from _scores(told["metrics"], told["best"])
     yield f"  bytes     up {size(told['bytes']['up'])}, down {size(told['bytes']['down'])}"

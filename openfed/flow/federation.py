@@ -269,10 +269,9 @@ class Federation:
         return min(self._round, self.plan.rounds)
 
     @property
-    def turns(self) -> int:
-        """How many rounds are committed: the k of the last model."""
-        turn = self._journal.turn()
-        return turn.round if turn else 0
+    def begun(self) -> bool:
+        """Whether an earlier life of the aggregator has committed anything."""
+        return self._journal.turn() is not None
 
     def sites(self) -> dict[str, Any]:
         """What each site told of itself: versions, isolation level."""
@@ -337,21 +336,31 @@ class Federation:
         text = self._journal.fact("best")
         return json.loads(text) if text else None
 
-    def best_model(self) -> Tensors | None:
+    def best_model(self) -> tuple[int, Tensors] | None:
+        """k and the whole model of the best validated one so far."""
         best = self.best()
-        return self._load(best["blob"]) if best else None
+        return (best["model"], self.whole(self._load(best["blob"]))) if best else None
 
-    def stopped(self) -> bool:
-        """Whether the plan's `stop` rule says that training is over."""
+    def last_model(self) -> tuple[int, Tensors] | None:
+        """k and the whole model after the last committed round; None before the first."""
+        turn = self._journal.turn()
+        if turn is None or turn.round == 0 or "model" not in turn.state:
+            return None
+        return turn.round, self.whole(self._load(turn.state["model"]["frame"]))
+
+    def stopped(self) -> str | None:
+        """Why training is over by the plan's `stop` rule; None while it is not."""
         rule = self.plan.stop
         if rule is None:
-            return False
+            return None
         history = [
             value
             for _, rows in self._journal.notes("metrics/")
             if (value := scores.aggregate(rows, "validate", rule.metric)) is not None
         ]
-        return scores.exhausted(history, rule.mode, rule.patience, rule.min_delta)
+        if not scores.exhausted(history, rule.mode, rule.patience, rule.min_delta):
+            return None
+        return f"stopped early: {rule.metric} did not improve in {rule.patience} validations"
 
     # -- time and randomness -------------------------------------------------------------------
 

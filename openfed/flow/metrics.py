@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any, Literal
 
 from openfed.errors import TaskError
@@ -39,7 +38,7 @@ def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list
         merged = merge([sums for _, sums, _ in given])
         total = (AGGREGATE, merged, sum(n for _, _, n in given))
         for who, sums, n in (*given, total):
-            value = finish(metric, sums)
+            value = finish(metric, sums) if sums else None
             if value is not None and math.isfinite(value):
                 row = {"round": round, "model": model, "collaborator": who, "task": task}
                 found.append({**row, "metric": metric, "value": value, "n": n})
@@ -58,8 +57,11 @@ def check_sums(numbers: Numbers) -> None:
 
 
 def merge(sums: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """Element by element, in the order given. Sums per class end where a site's classes end."""
-    return tuple(sum(column) for column in zip_longest(*sums, fillvalue=0.0))
+    """Element by element, in the order given; empty where sites report different numbers of them
+    (another number of classes): there is no sum then."""
+    if len({len(each) for each in sums}) != 1:
+        return ()
+    return tuple(sum(column) for column in zip(*sums, strict=True))
 
 
 def aggregate(rows: Sequence[dict[str, Any]], task: str, metric: str) -> float | None:

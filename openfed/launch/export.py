@@ -1,62 +1,73 @@
 """`fx model save`: a model in the formats of others."""
 
-import os
+import io
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from openfed.errors import UsageError
-from openfed.tensors.model_file import read_model, write_model
+from openfed.files import write_whole
+from openfed.tensors.model_file import model_bytes, read_model
 from openfed.typing import Tensors
 
 
-def export(source: Path, target: Path, to: str) -> None:
-    """Write the model of `source` as a new file. `to` is a key of `FORMATS`.
+def export(source: Path, target: Path, to: str | None = None) -> None:
+    """Write the model of `source` as a new file, in the format of its suffix or `to`.
 
     Raises: UsageError: U10 not a model, U11 torch is missing, U18 `target` exists, U19 the format
-    lacks a dtype.
+    lacks a dtype, U22 the suffix is of another format, or of none.
     """
     tensors = read_model(source)
     if target.exists():
         raise UsageError("U18", f"{target} is there already; nothing was written")
-    aside = target.with_name(f".{target.name}.new")
-    try:
-        FORMATS[to](aside, tensors)
-        os.replace(aside, target)
-    except FileNotFoundError as error:
-        raise UsageError("U18", f"{target}: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)
+    data = FORMATS[_format(target, to)](tensors)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, data)
 
 
-def _npz(path: Path, tensors: Tensors) -> None:
+def _format(target: Path, to: str | None) -> str:
+    found = SUFFIXES.get(target.suffix.lower())
+    if to is None and found is None:
+        raise UsageError("U22", f"{target}: expected a name that ends in {', '.join(SUFFIXES)}")
+    if to and found and to != found:
+        raise UsageError("U22", f"{target}: the suffix says {found}, --to says {to}")
+    return to or str(found)
+
+
+def _npz(tensors: Tensors) -> bytes:
     """As `numpy.savez` writes it, for any entry name."""
-    with zipfile.ZipFile(path, "w") as archive:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
         for name, value in sorted(tensors.items()):
             if value.dtype.name == "bfloat16":
                 raise UsageError("U19", f"{name} is bfloat16, which .npz files do not hold")
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                _write_array(file, value)
+                np.lib.format.write_array(file, value, allow_pickle=False)
+    return written.getvalue()
 
 
-def _write_array(file: IO[bytes], value: np.ndarray) -> None:
-    np.lib.format.write_array(file, value, allow_pickle=False)
-
-
-def _torch(path: Path, tensors: Tensors) -> None:
+def _torch(tensors: Tensors) -> bytes:
     try:
-        from openfed.tasks.torch import save_state_dict  # noqa: PLC0415  (torch is an extra)
-    except ImportError:
+        from openfed.tasks.torch_state import save_state_dict  # noqa: PLC0415  (needs torch)
+    except ModuleNotFoundError:
         message = "this format needs torch: pip install 'openfed-fx[torch]'"
         raise UsageError("U11", message) from None
-    save_state_dict(path, tensors)
+    written = io.BytesIO()
+    save_state_dict(written, tensors)
+    return written.getvalue()
 
 
-FORMATS: Mapping[str, Callable[[Path, Tensors], None]] = {
-    "safetensors": write_model,
+FORMATS: Mapping[str, Callable[[Tensors], bytes]] = {
+    "safetensors": model_bytes,
     "torch": _torch,
     "npz": _npz,
+}
+
+SUFFIXES: Mapping[str, str] = {
+    ".safetensors": "safetensors",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".npz": "npz",
 }

@@ -1,9 +1,9 @@
 """`fx run`: a whole federation on this machine, each node a process of its own."""
 
-import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -15,16 +15,19 @@ from itertools import groupby
 from pathlib import Path
 
 from openfed.errors import CODES, OpenFedError, TaskError, UsageError
-from openfed.launch.initial import initialize, task_config
+from openfed.files import lock_file
+from openfed.launch.initial import current_lock, initialize, task_config
 from openfed.launch.processes import Exit, Kind, Line, NodeSpec, Processes, Supervisor
 from openfed.launch.result import Result, seconds
 from openfed.observe.files import recorder
 from openfed.observe.view import Event, Observe
+from openfed.parse import join_address, split_address
 from openfed.pki.files import ensure_federation
 from openfed.plan.load import load_plan
 from openfed.plan.local import Local, read_local
 from openfed.plan.lock import Lock
-from openfed.store.runs import Mode, choose_run, new_run_id
+from openfed.plan.schema import Plan
+from openfed.store.runs import Mode, choose_run, new_run_id, run_folder
 from openfed.workspace import Workspace, purpose
 
 NODE, TASK = "openfed.launch.node", "openfed.tasks.child"
@@ -44,6 +47,8 @@ def run_federation(
     begun = time.monotonic()
     plan = load_plan(workspace.plan, overrides)
     local = read_local(workspace.local, plan.collaborators)
+    if mode == "resume":
+        _check_resumable(workspace, plan)
     with only_one(workspace):
         say = partial(note, observe)
         lock, written, initial = initialize(workspace, plan, Processes(), say)
@@ -55,24 +60,26 @@ def run_federation(
             for log in workspace.logs.glob("*.log"):
                 log.unlink()  # of the run before: logs/ is about the latest
         with recorder(workspace.logs, resumed=resumed) as record:
-            launch = _Launch(workspace, lock, run, local, (record, observe))
+            again = resuming(overrides)
+            record({"event": "launched", "at": time.time(), "command": again})
+            launch = _Launch(workspace, lock, run, local, (record, observe), again)
             code = launch.run()
     spent = seconds(launch.events, time.monotonic() - begun, initial)
-    return _result(workspace, launch.events, spent.json(), code)
+    return _result(workspace, launch.events, spent, code)
 
 
 @contextmanager
 def only_one(workspace: Workspace) -> Iterator[None]:
     """Hold the workspace; raises `UsageError` U20 while another `fx run` does."""
     workspace.runs.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(workspace.runs / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        held = lock_file(workspace.runs / "lock", wait=False)
     except BlockingIOError:
         raise UsageError("U20", f"another fx runs in {workspace.root}: stop it first") from None
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        os.close(held)
 
 
 def certificates(workspace: Workspace, lock: Lock) -> list[Path]:
@@ -82,6 +89,20 @@ def certificates(workspace: Workspace, lock: Lock) -> list[Path]:
     return ensure_federation(
         workspace.cert, plan.federation, hosts, plan.collaborators, time.time()
     )
+
+
+def resuming(overrides: Sequence[str]) -> str:
+    """The command that goes on with a run of these overrides."""
+    return shlex.join(["fx", "run", *(word for each in overrides for word in ("-s", each))])
+
+
+def _check_resumable(workspace: Workspace, plan: Plan) -> None:
+    """Raises, before anything is written: UsageError U40, no run of just this plan can go on."""
+    lock = current_lock(workspace, plan)
+    if lock is None:
+        found = "it has another plan, code or initial model" if workspace.lock.exists() else "none"
+        raise UsageError("U40", f"expected the plan.lock of the run to resume, got {found}")
+    choose_run(workspace.root, lock.digest, "resume")
 
 
 def _choose(workspace: Workspace, lock: Lock, mode: Mode) -> tuple[str, bool, str]:
@@ -103,10 +124,11 @@ class _Launch:
         run: str,
         local: Local,
         observers: tuple[Observe, ...],
+        again: str,
     ) -> None:
         self.events: list[Event] = []
         self._workspace, self._lock, self._run_id, self._local = workspace, lock, run, local
-        self._observers = observers
+        self._observers, self._again = observers, again
         self._nodes = Supervisor(Processes())
 
     def run(self) -> int:
@@ -115,7 +137,7 @@ class _Launch:
             self._start()
             return self._relay()
         except KeyboardInterrupt:
-            self._say(f"stopped run {self._run_id}: `fx run` resumes it")
+            self._say(f"stopped run {self._run_id}: `{self._again}` resumes it")
             raise
         finally:
             self._nodes.stop()
@@ -123,7 +145,7 @@ class _Launch:
 
     @property
     def _exchange(self) -> Path:
-        return self._workspace.runs / self._run_id / "exchange"
+        return run_folder(self._workspace.root, self._run_id) / "exchange"
 
     def _start(self) -> None:
         listen = with_port(self._lock.listen)
@@ -145,9 +167,11 @@ class _Launch:
                 if news.name == AGGREGATOR:
                     return news.code
             elif self._nodes.returns(news.name):
-                self._say(f"{news.name} ended ({cause(news.code)}) and is started again")
+                text = f"{news.name} ended ({cause(news.code)}) and is started again"
+                record, _ = self._observers
+                note(record, text) if news.code == 0 else self._say(text)
             else:
-                raise gone(news, self._workspace.logs)
+                raise gone(news, self._nodes.log(news.name))
         raise AssertionError("news never end")
 
     def _hear(self, line: Line) -> None:
@@ -175,7 +199,7 @@ class _Launch:
 
 def aggregator_spec(workspace: Workspace, run: str, listen: str) -> NodeSpec:
     arguments = ("aggregator", "--workspace", str(workspace.root), "--run", run, "--listen", listen)
-    return _spec(workspace, AGGREGATOR, Kind.AGGREGATOR, arguments)
+    return _spec(workspace, AGGREGATOR, Kind.AGGREGATOR, arguments, workspace.log(AGGREGATOR))
 
 
 def site_specs(
@@ -186,37 +210,40 @@ def site_specs(
     config = task_config(workspace.root, lock.plan, name, source, device, threads)
     exchange.mkdir(mode=0o700, parents=True, exist_ok=True)
     (exchange / "task.json").write_text(json.dumps(config))
-    where = ("--exchange", str(exchange))
+    where, log = ("--exchange", str(exchange)), workspace.log(name)
     agent = ("agent", "--workspace", str(workspace.root), "--name", name, "--address", address)
     return (
-        _spec(workspace, name, Kind.AGENT, (*agent, *where)),
-        _spec(workspace, f"{name}.task", Kind.TASK, where, threads=threads),
+        _spec(workspace, name, Kind.AGENT, (*agent, *where), log),
+        _spec(workspace, f"{name}.task", Kind.TASK, where, log, threads),
     )
 
 
 def _spec(
-    workspace: Workspace, name: str, kind: Kind, arguments: tuple[str, ...], threads: int = 1
+    workspace: Workspace,
+    name: str,
+    kind: Kind,
+    arguments: tuple[str, ...],
+    log: Path,
+    threads: int = 1,
 ) -> NodeSpec:
-    log = workspace.logs / f"{name.removesuffix('.task')}.log"  # one log for each collaborator
     module = TASK if kind == Kind.TASK else NODE
     return NodeSpec(name, kind, module, arguments, workspace.runs / "home" / name, log, threads)
 
 
 def with_port(listen: str) -> str:
     """`listen`, with a free port where it says 0."""
-    host, _, port = listen.rpartition(":")
-    if port != "0":
+    host, port = split_address(listen)
+    if port:
         return listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.bind((host.strip("[]"), 0))
-        return f"{host}:{probe.getsockname()[1]}"
+        probe.bind((host, 0))
+        return join_address(host, probe.getsockname()[1])
 
 
 def dialled(host: str, listen: str) -> str:
     """What collaborators dial: an advertised host, at the port that the aggregator listens on."""
-    port = listen.rpartition(":")[2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(host, split_address(listen)[1])
 
 
 # -- what is told -------------------------------------------------------------------------------
@@ -254,9 +281,8 @@ CODED = re.compile(r"[0-9:]{8} ([A-Z][0-9]{2})  (.+)")
 """How a node's log says why it ended."""
 
 
-def gone(node: Exit, logs: Path) -> OpenFedError:
+def gone(node: Exit, log: Path) -> OpenFedError:
     """The error for a node that ended by itself and will not be back: its own, if it told one."""
-    log = logs / f"{node.name.removesuffix('.task')}.log"
     lines = log.read_text(errors="replace").splitlines()[-LAST_WORDS:] if log.exists() else []
     told = CODED.fullmatch(lines[-1]) if lines else None
     if told and told[1] in CODES:

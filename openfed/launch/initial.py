@@ -6,7 +6,7 @@ The model is made by a task process without data: no other process imports the u
 import json
 import queue
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from openfed.plan.schema import Plan, canonical
 from openfed.tensors.check import check_entries, check_finite
 from openfed.tensors.frame import digest, open_frame
 from openfed.tensors.model_file import read_model, write_model
-from openfed.tensors.record import Kind as EntryKind
-from openfed.tensors.record import Record, Signature, Spec, signature_of
+from openfed.tensors.record import Record, Signature, signature_of, spec_of
 from openfed.typing import Json, Tensors
 from openfed.workspace import Workspace
 
@@ -100,16 +99,11 @@ def _initial_model(
         facts = json.loads((out / "initial.json").read_text())
         with open_frame(out / "model.frame", limit=MODEL_LIMIT) as frame:
             tensors = frame.record().tensors
-    signature = tuple(_spec(entry) for entry in facts["signature"])
+    signature = tuple(spec_of(entry) for entry in facts["signature"])
     check_entries(signature_of(tensors), signature)
     for name, value in tensors.items():
         check_finite(name, value)
     return tensors, signature, float(facts["import_seconds"]) + float(facts["build_seconds"])
-
-
-def _spec(entry: Mapping[str, Any]) -> Spec:
-    shape = tuple(int(extent) for extent in entry["shape"])
-    return Spec(entry["name"], entry["dtype"], shape, EntryKind(entry["kind"]))
 
 
 def _make(out: Path, launcher: Launcher) -> None:

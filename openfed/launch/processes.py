@@ -8,12 +8,14 @@ the person's `fx`, which then stops them in order.
 import heapq
 import os
 import queue
+import signal
 import site
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +30,10 @@ PASSED_ON = frozenset({"PATH", "LANG", "LANGUAGE", "TMPDIR", "TZ", "VIRTUAL_ENV"
 CRASHES_ALLOWED = 3
 GRACE_S = 5.0
 
+PUMP_S = 1.0
+"""How long after a node's end its pipes are still read. They end with the processes that it left
+behind, which are killed; one that made a session of its own can hold a pipe for ever."""
+
 
 class Kind(StrEnum):
     AGGREGATOR = "aggregator"
@@ -39,12 +45,12 @@ class Kind(StrEnum):
 class NodeSpec:
     """What to start, whatever starts it."""
 
-    name: str  # unique among the nodes of a launch: "aggregator", "one", "one task"
+    name: str  # unique among the nodes of a launch: "aggregator", "one", "one.task"
     kind: Kind
     module: str  # run as `python -m`
     arguments: tuple[str, ...]
     folder: Path  # the node's working folder and home
-    log: Path
+    log: Path  # a site's agent and task process share one
     threads: int = 1
 
 
@@ -109,6 +115,7 @@ class Process:
         spec.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         self.spec, self._tell, self._born = spec, tell, time.monotonic()
+        self._telling, self._over = threading.Lock(), False
         events = spec.kind == Kind.AGGREGATOR
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", spec.module, *spec.arguments],
@@ -137,27 +144,46 @@ class Process:
             self._watcher.join()
 
     def _watch(self) -> None:
-        with self._process as process, self.spec.log.open("ab") as log:
-            self._pump(process, log)
-            code = process.wait()
-        self._tell(Exit(self.spec.name, code, time.monotonic() - self._born))
+        pumps = [threading.Thread(target=self._pump, name=self.spec.name, daemon=True)]
+        if self._process.stderr:
+            pumps.append(threading.Thread(target=self._log, name=self.spec.name, daemon=True))
+        for pump in pumps:
+            pump.start()
+        with suppress(ChildProcessError):  # not reaped yet: nobody else has its number
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it forked and left behind
+        code = self._process.wait()
+        end = time.monotonic() + PUMP_S
+        for pump in pumps:
+            pump.join(max(0.0, end - time.monotonic()))
+        self.stop()
+        with self._telling:
+            self._over = True
+            self._tell(Exit(self.spec.name, code, time.monotonic() - self._born))
 
-    def _pump(self, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
-        """What the node prints, until it closes its end: to the log, to whom it may concern."""
-        assert process.stdout
-        if process.stderr:
-            errors = threading.Thread(target=copy, args=(process.stderr, log), daemon=True)
-            errors.start()
-            for line in process.stdout:
+    def _pump(self) -> None:
+        """What the node prints, until nobody holds the other end: to whom it may concern."""
+        if self.spec.kind == Kind.TASK:
+            return self._log()
+        assert self._process.stdout
+        with self._process.stdout as out, self.spec.log.open("ab") as log:
+            room = LOG_LIMIT - log.tell()
+            for line in out:
+                if self.spec.kind == Kind.AGENT:  # an aggregator's lines are events
+                    room = put(log, line, room)
+                self._pass_on(line)
+
+    def _log(self) -> None:
+        source = self._process.stderr or self._process.stdout
+        assert source
+        with source, self.spec.log.open("ab") as log:
+            copy(source, log)
+
+    def _pass_on(self, line: bytes) -> None:
+        with self._telling:
+            if not self._over:
                 self._tell(Line(self.spec.name, line))
-            errors.join()
-        elif self.spec.kind == Kind.AGENT:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                self._tell(Line(self.spec.name, line))
-        else:
-            copy(process.stdout, log)
 
 
 class Processes:
@@ -174,12 +200,20 @@ def copy(source: IO[bytes], log: IO[bytes], limit: int = LOG_LIMIT) -> None:
     """
     room = limit - log.tell()
     while block := os.read(source.fileno(), 1 << 16):
-        if room > 0:
-            log.write(block[:room])
-            if len(block) >= room:
-                log.write(b"\n[openfed] this log is full: the rest is dropped\n")
-            log.flush()
-        room -= len(block)
+        room = put(log, block, room)
+
+
+def put(log: IO[bytes], block: bytes, room: int) -> int:
+    """Write as much of `block` as there is room for, and a last line when that was all of it.
+
+    Returns: the room that is left.
+    """
+    if room > 0:
+        log.write(block[:room])
+        if len(block) >= room:
+            log.write(b"\n[openfed] this log is full: the rest is dropped\n")
+        log.flush()
+    return room - len(block)
 
 
 def restart_after(kind: Kind, code: int, crashes: int, lived_s: float) -> float | None:
@@ -220,6 +254,9 @@ class Supervisor:
             if isinstance(happened, Exit):
                 self._plan_restart(happened)
             yield happened
+
+    def log(self, name: str) -> Path:
+        return self._specs[name].log
 
     def returns(self, name: str) -> bool:
         """Whether a node that ended will be started again."""

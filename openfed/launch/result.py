@@ -1,13 +1,15 @@
 """What a run gives back: the object of `--json`, and its history."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openfed.errors import UsageError
+from openfed.node.accounts import Accounts
 from openfed.observe.files import METRICS, read
 from openfed.observe.view import Event
+from openfed.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas
@@ -23,8 +25,13 @@ class Result:
 
     @property
     def status(self) -> str:
-        """completed, failed or aborted; why is in `json["reason"]`."""
+        """completed, failed or aborted."""
         return str(self.json["status"])
+
+    @property
+    def reason(self) -> str:
+        """Why it ended as it did; empty when nothing is to be said."""
+        return str(self.json["reason"] or "")
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -33,9 +40,10 @@ class Result:
         return scores
 
     @property
-    def model(self) -> Path:
-        """The safetensors file of the model after the last round."""
-        return self.workspace / str(self.json["model"]["path"])
+    def model(self) -> Path | None:
+        """The safetensors file of the model after the last round; a failed run has none."""
+        model = self.json["model"]
+        return Path(model["path"]) if model else None
 
     @property
     def history(self) -> "pandas.DataFrame":
@@ -48,37 +56,25 @@ class Result:
         except ImportError:
             message = "history needs pandas: pip install 'openfed-fx[notebook]'"
             raise UsageError("U11", message) from None
-        return pandas.DataFrame(read(self.workspace / "logs" / METRICS))
+        return pandas.DataFrame(read(Workspace(self.workspace).logs / METRICS))
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Where the time of one `fx run` went; `openfed` is what is left for openfed itself."""
+def seconds(events: Sequence[Event], total: float, initial: float) -> dict[str, float]:
+    """Where the `total` seconds of one `fx run` went.
 
-    total: float
-    training: float  # the user's code, the slowest site of every ask
-    imports: float  # the user's code and its frameworks, imported once per process
-    per_round: float  # openfed's own share of one round
-
-    @property
-    def openfed(self) -> float:
-        return max(0.0, self.total - self.training - self.imports)
-
-    def json(self) -> dict[str, float]:
-        names = ("total", "training", "imports", "openfed", "per_round")
-        return {name: round(getattr(self, name), 3) for name in names}
-
-
-def seconds(events: Iterable[Event], total: float, initial: float) -> Seconds:
-    """Add up a run's events. `initial`: seconds of import and build of the initial model."""
-    asks: dict[tuple[Any, ...], float] = {}
-    imports, own = 0.0, []
+    training: the user's code, the slowest site of every ask. imports: of the user's code and its
+    frameworks, with the `initial` model. openfed: what is left. per_round: its share of one round.
+    """
+    accounts = Accounts(lambda kind, fields: None, lambda: (0, 0))
     for event in events:
-        if event.get("event") == "reply":
-            ask = (event["round"], event["task"], event.get("ask"))
-            asks[ask] = max(asks.get(ask, 0.0), float(event.get("seconds") or 0.0))
-            imports = max(imports, float(event.get("import_seconds") or 0.0))
-        elif event.get("event") == "round.ended":
-            own.append(float(event["openfed_seconds"]))
-    per_round = sum(own) / len(own) if own else 0.0
-    return Seconds(total, sum(asks.values()), imports + initial, per_round)
+        accounts.emit(event.get("event", ""), event)
+    own = [event["openfed_seconds"] for event in events if event.get("event") == "round.ended"]
+    training, imports = accounts.training, accounts.imports + initial
+    spent = {
+        "total": total,
+        "training": training,
+        "imports": imports,
+        "openfed": max(0.0, total - training - imports),
+        "per_round": sum(own) / len(own) if own else 0.0,
+    }
+    return {name: round(value, 3) for name, value in spent.items()}

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from openfed.errors import UsageError
+from openfed.errors import PlanError, TaskError, UsageError
 from openfed.launch.federation import certificates, dialled, gone, note, site_specs, wrote
 from openfed.launch.node import load_lock, run_aggregator, run_until_stopped
 from openfed.launch.processes import Line, Processes, Supervisor
 from openfed.node.aggregator import Interrupted
 from openfed.observe.files import recorder
-from openfed.observe.view import Observe
+from openfed.observe.view import Event, Observe
+from openfed.parse import split_address
+from openfed.pki.files import may_issue
+from openfed.plan.load import load_plan
 from openfed.plan.local import read_local
 from openfed.plan.lock import Lock
-from openfed.store.runs import Mode, choose_run
+from openfed.plan.schema import canonical
+from openfed.store.runs import Mode, RunInfo, choose_run, runs
+from openfed.typing import Emit
 from openfed.wire.messages import RunState
 from openfed.workspace import Workspace
 
@@ -23,17 +28,26 @@ STOPPED = 130
 
 
 def start_aggregator(workspace: Workspace, mode: Mode, observe: Observe) -> int:
-    """Serve the plan's run in this process until it ends; returns the exit code."""
-    lock = load_lock(workspace.root)
+    """Serve the plan's run in this process until it ends; returns the exit code.
+
+    Raises: UsageError: U17 no port that collaborators could know.
+    """
+    lock = dialable(workspace, observe)
     say = partial(note, observe)
+    if mode != "new" and (failed := _failed(workspace, lock)):
+        say(f"run {failed.id} of this plan {failed.status}: {failed.reason}")
+        say("nothing to do: --new begins another run")
+        return 1
     trial_certificates(workspace, lock, observe)
     chosen = choose_run(workspace.root, lock.digest, mode)
     say(chosen.reason)
     if chosen.action == "complete":
         say("nothing to do: --new begins another run")
         return 0
+    told: list[Event] = []
     with recorder(workspace.logs, resumed=chosen.action == "resume") as record:
-        emit = _emitter(record, observe)
+        emit = _emitter(record, observe, told.append)
+        emit("launched", {"command": "fx aggregator start"})
         try:
             state = run_until_stopped(
                 lambda stop: run_aggregator(workspace.root, chosen.run, lock.listen, emit, stop)
@@ -41,19 +55,59 @@ def start_aggregator(workspace: Workspace, mode: Mode, observe: Observe) -> int:
         except Interrupted as stopped:
             say(stopped.message)
             return STOPPED
-    return 0 if state is RunState.COMPLETED else 1
+    if state is RunState.COMPLETED:
+        return 0
+    return TaskError.exit_code if any(each["event"] == "task.failed" for each in told) else 1
 
 
-class _emitter:
+def _failed(workspace: Workspace, lock: Lock) -> RunInfo | None:
+    """The latest run, if it was of this plan and its plan or its sites failed it."""
+    last = next(reversed(runs(workspace.root)), None)
+    ended = last is not None and last.status not in ("running", "completed")
+    return last if last and ended and last.plan_digest == lock.digest else None
+
+
+def dialable(workspace: Workspace, observe: Observe) -> Lock:
+    """The frozen plan, with an address that is the same for all who read it.
+
+    Raises: UsageError: U17 it has no port.
+    """
+    lock = load_lock(workspace.root)
+    if not split_address(lock.listen)[1]:
+        message = (
+            f"expected a port in aggregator.listen, got {lock.listen}: give one in plan.yaml, "
+            "then fx plan initialize"
+        )
+        raise UsageError("U17", message)
+    if _outdated(workspace, lock):
+        note(
+            observe,
+            "plan.lock was frozen from other settings than plan.yaml has now; "
+            "fx plan initialize freezes it anew",
+        )
+    return lock
+
+
+def _outdated(workspace: Workspace, lock: Lock) -> bool:
+    """Whether plan.yaml says something else; `advertise` apart, which -a gives."""
+    try:
+        plan = load_plan(workspace.plan)
+    except PlanError:
+        return True
+    same = canonical(plan) == canonical(lock.plan)
+    return not same or plan.aggregator.listen != lock.listen
+
+
+def _emitter(*observers: Observe) -> Emit:
     """Passes events on to observers, one at a time: they come from several threads."""
+    one = threading.Lock()
 
-    def __init__(self, *observers: Observe) -> None:
-        self._observers, self._one = observers, threading.Lock()
-
-    def __call__(self, kind: str, fields: Mapping[str, Any]) -> None:
-        with self._one:
-            for observe in self._observers:
+    def emit(kind: str, fields: Mapping[str, Any]) -> None:
+        with one:
+            for observe in observers:
                 observe({"event": kind, "at": time.time(), **fields})
+
+    return emit
 
 
 def start_collaborator(workspace: Workspace, name: str, observe: Observe) -> int:
@@ -62,12 +116,10 @@ def start_collaborator(workspace: Workspace, name: str, observe: Observe) -> int
     Raises: UsageError: U16 not in the plan, U17 no port to dial. OpenFedError U21: the agent gave
     up, with its reason.
     """
-    lock = load_lock(workspace.root)
+    lock = dialable(workspace, observe)
     if name not in lock.plan.collaborators:
         known = ", ".join(lock.plan.collaborators)
         raise UsageError("U16", f"{name!r} is no collaborator of the plan; it has: {known}")
-    if lock.listen.endswith(":0"):
-        raise UsageError("U17", f"expected a port in aggregator.listen, got {lock.listen}")
     local = read_local(workspace.local, lock.plan.collaborators)
     trial_certificates(workspace, lock, observe)
     address = dialled(lock.advertise[0], lock.listen)
@@ -88,7 +140,7 @@ def _attend(nodes: Supervisor, workspace: Workspace, name: str, observe: Observe
             note(observe, news.text.decode(errors="replace").rstrip())
         elif news.name == name and not nodes.returns(name):
             if news.code:
-                raise gone(news, workspace.logs)
+                raise gone(news, nodes.log(name))
             return 0
     raise AssertionError("news never end")
 
@@ -98,7 +150,6 @@ def trial_certificates(workspace: Workspace, lock: Lock, observe: Observe) -> No
 
     Other nodes of the workspace may do the same at this moment.
     """
-    cert = workspace.cert
-    if (cert / "authority").exists() or not (cert / "authority.pem").exists():
+    if may_issue(workspace.cert):
         for line in wrote(workspace, certificates(workspace, lock)):
             note(observe, line)

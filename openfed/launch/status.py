@@ -1,13 +1,15 @@
 """`fx status`: the latest run of a workspace, read from its files."""
 
-import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from openfed.files import lock_file
 from openfed.observe.files import EVENTS, read
-from openfed.observe.text import clean, has_news, one_line, row_line
+from openfed.observe.text import clean, has_news, one_line, plural, row_line
 from openfed.observe.view import View, fold_all
+from openfed.store.runs import run_folder
 from openfed.workspace import Workspace
 
 ROWS = 10
@@ -24,7 +26,7 @@ def status(workspace: Workspace, view: View) -> dict[str, Any]:
     if view.ended is not None:
         return {key: value for key, value in view.ended.items() if key not in ("event", "at")}
     state = "none" if not view.run else "interrupted"
-    if view.run and _held(workspace.runs / view.run / "lock"):
+    if view.run and _held(run_folder(workspace.root, view.run) / "lock"):
         state = "running"
     return {
         "status": state,
@@ -33,7 +35,7 @@ def status(workspace: Workspace, view: View) -> dict[str, Any]:
         "run": view.run or None,
         "plan_digest": view.plan_digest or None,
         "best": dict(view.best) if view.best else None,
-        "collaborators": {name: site.state for name, site in view.sites.items()},
+        "collaborators": {name: site.shown for name, site in view.sites.items()},
     }
 
 
@@ -44,22 +46,21 @@ def status_lines(found: Mapping[str, Any], view: View) -> Iterator[str]:
         return
     yield f"{view.name}: run {view.run}, plan {view.plan_digest[:16]}"
     reason = f": {clean(found['reason'])}" if found["reason"] else ""
-    yield f"{found['status']} after {found['rounds']} of {view.rounds} rounds{reason}"
+    yield f"{found['status']} after {found['rounds']} of {plural(view.rounds, 'round')}{reason}"
     rows = [row for _, row in sorted(view.rows.items()) if has_news(row)]
     yield from (row_line(view, row) for row in rows[-ROWS:])
     if view.ended is None:
-        yield from (f"{one_line(name, 40)}: {one_line(s.state)}" for name, s in view.sites.items())
+        yield from (f"{one_line(name, 40)}: {one_line(s.shown)}" for name, s in view.sites.items())
     if found["status"] == "interrupted":
-        yield "fx run resumes it"
+        yield f"`{clean(view.command) or 'fx run'}` resumes it"
 
 
 def _held(path: Path) -> bool:
     """Whether a process holds the lock file."""
     if not path.exists():
         return False
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    try:
+        os.close(lock_file(path, wait=False))
+    except BlockingIOError:
+        return True
     return False

@@ -6,7 +6,6 @@ check, make durable, adopt, answer. It imports neither torch nor the user's code
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from openfed.ask.machine import (
 from openfed.errors import CODES, OpenFedError, PolicyError, TaskError, WireError
 from openfed.node.admission import admit, check_reply
 from openfed.node.bell import Bell
+from openfed.parse import DIGEST
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Reply
 from openfed.store.spool import Spool
@@ -66,8 +66,6 @@ TICK_S = 1.0
 """How often the age of an ask with a deadline is journaled."""
 
 NOTHING: Numbers = {}
-
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class Interrupted(OpenFedError):
@@ -320,7 +318,7 @@ class Aggregator:
 
         Raises: WireError: not a digest (W05), too large (W03). PolicyError R06: never asked.
         """
-        if not _HEX.fullmatch(push.digest):
+        if not DIGEST.fullmatch(push.digest):
             raise WireError("W05", "expected a SHA-256 digest in hex")
         open = await self._offered(push.ask)
         if open is None and self.journal.ask(push.ask) is not None:
@@ -343,7 +341,7 @@ class Aggregator:
             code = report.failure.code if report.failure.code in CODES else "K20"
             return Reply(name, "", 0, code, report.failure.message[:2000]), {}
         try:
-            if not _HEX.fullmatch(report.digest) or not self.spool.has(report.digest, name):
+            if not DIGEST.fullmatch(report.digest) or not self.spool.has(report.digest, name):
                 raise WireError("W05", "the reported bytes were not uploaded")
             limit = open.assignment.limit
             with self.spool.open(report.digest, name, limit=limit) as frame:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from openfed.errors import OpenFedError, PolicyError
+from openfed.errors import CODES, OpenFedError, PolicyError
 from openfed.files import write_whole
 from openfed.flow import metrics as scores
 from openfed.flow.federation import Federation
@@ -52,18 +52,24 @@ async def conduct(
     """
     began = time.monotonic()
     lock, journal = aggregator.lock, aggregator.journal
-    state, reason = RunState.COMPLETED, ""
+    state, told, reason = RunState.COMPLETED, "", ""
     try:
-        await asyncio.to_thread(_train, lock, handle, flow, saved, accounts.emit)
+        await asyncio.to_thread(_train, lock, handle, flow, saved)
+        turn = journal.turn()
+        if turn is not None and turn.round < lock.plan.rounds:
+            reason = handle.stopped() or ""
     except (Interrupted, OSError):
         raise
     except OpenFedError as error:
         if error.code == "S10":
             raise
         state, reason = RunState.FAILED, f"{error.code}  {error.message}"
+        told = f"{error.code}  {CODES[error.code].title}"  # one site's words are not another's
     except Exception as error:  # noqa: BLE001 (a bug of ours or of a flow must end the run, said)
         traceback.print_exc()
         state, reason = RunState.FAILED, f"F03  {type(error).__name__}: {error}"
+        told = f"F03  {CODES['F03'].title}"
+    await asyncio.to_thread(_save, lock, handle, saved, accounts.emit)
     await asyncio.to_thread(
         journal.set_facts, {"status": state.value, "reason": reason, "ended": str(time.time())}
     )
@@ -71,27 +77,38 @@ async def conduct(
     seconds = {"total": time.monotonic() - began, "training": accounts.training}
     summary["seconds"] = {**seconds, "imports": accounts.imports}
     accounts.emit("run.ended", summary)
-    aggregator.end(state, reason)
+    aggregator.end(state, told)
     await aggregator.everyone_told(FAREWELL_S)
     return Ended(state, reason, summary)
 
 
-def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path, emit: Emit) -> None:
-    """Run the flow; save `last` and `best`, and say in `manifest.json` what they are."""
-    init = saved / f"{lock.plan.name}_init.safetensors"
+def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path) -> None:
+    """Run the flow; a run that begins clears away what an earlier one saved."""
+    if not handle.begun:
+        for which in ("last", "best"):
+            (saved / f"{lock.plan.name}_{which}.safetensors").unlink(missing_ok=True)
+        (saved / "manifest.json").unlink(missing_ok=True)
+    initial = _initial(saved / f"{lock.plan.name}_init.safetensors", lock)
     with np.errstate(over="ignore", invalid="ignore"):  # the handle refuses what is not finite
-        last = flow(handle, _initial(init, lock))
-    models = {"last": (handle.turns, last)}
-    best, best_model = handle.best(), handle.best_model()
-    if best is not None and best_model is not None:
-        models["best"] = (best["model"], handle.whole(best_model))
+        flow(handle, initial)
+
+
+def _save(lock: Lock, handle: Federation, saved: Path, emit: Emit) -> None:
+    """Save `last` and `best` of the committed rounds, also of a failed run; say in
+    `manifest.json` what they are."""
+    init = saved / f"{lock.plan.name}_init.safetensors"
     listed: dict[str, Any] = {"init": {"model": 0, "path": str(init), "digest": lock.model_digest}}
-    for which, (k, model) in models.items():
+    for which, found in (("last", handle.last_model()), ("best", handle.best_model())):
+        if found is None:
+            continue
+        k, model = found
         path = saved / f"{lock.plan.name}_{which}.safetensors"
         write_model(path, model)
         listed[which] = {"model": k, "path": str(path), "digest": digest(Record(model))}
         emit("model.saved", {"which": which, **listed[which]})
-    handle.remember({"last": listed["last"]["digest"]})
+    if "last" in listed:
+        handle.remember({"last": listed["last"]["digest"]})
+    best = handle.best()
     about = {"run": handle.run, "plan_digest": lock.digest, "best": best and best["metric"]}
     content = {**about, "models": listed, "versions": _versions(), "sites": handle.sites()}
     text = json.dumps(content, indent=2, sort_keys=True)

@@ -3,9 +3,9 @@
 Names, messages and tracebacks come from other sites: everything printed goes through `clean`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from openfed.observe.view import Event, Row, View, finished
+from openfed.observe.view import Event, Row, View, finished, unscored
 
 MESSAGE_LIMIT = 2_000
 TRACEBACK_LIMIT = 20_000
@@ -47,6 +47,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def plural(count: int, noun: str) -> str:
+    """`plural(1, "round") == "1 round"`, `plural(2, "round") == "2 rounds"`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def row_line(view: View, row: Row) -> str:
     """Everything about one model on one line."""
     width = len(str(view.rounds))
@@ -64,14 +69,16 @@ def row_line(view: View, row: Row) -> str:
     return "  ".join(parts)
 
 
-def lines(view: View, event: Event) -> Iterator[str]:
-    """What to print after `event`, which `view` holds already."""
+def lines(view: View, event: Event, quiet: Collection[str] = ()) -> Iterator[str]:
+    """What to print after `event`, which `view` holds already; of `quiet` kinds, only the rows."""
     for model in finished(view, event):
         if has_news(view.rows[model]):
             yield row_line(view, view.rows[model])
-    say = SAY.get(event.get("event", ""))
-    if say:
-        yield from say(view, event)
+    kind = event.get("event", "")
+    if kind == "run.ended" and unscored(view):
+        yield "no site gave validation data: no scores, no best model"
+    if kind in SAY and kind not in quiet:
+        yield from SAY[kind](view, event)
 
 
 def has_news(row: Row) -> bool:
@@ -86,8 +93,18 @@ def _note(view: View, event: Event) -> Iterator[str]:
 def _started(view: View, event: Event) -> Iterator[str]:
     sites = ", ".join(one_line(name, 40) for name in view.sites)
     what = "run resumed" if event.get("resumed") else "run"
-    yield f"{view.name}: {what} {view.run}, plan {view.plan_digest[:12]}, {view.rounds} rounds"
-    yield f"waiting for {len(view.sites)} collaborators: {sites}"
+    rounds = plural(view.rounds, "round")
+    yield f"{view.name}: {what} {view.run}, plan {view.plan_digest[:12]}, {rounds}"
+    yield f"waiting for {plural(len(view.sites), 'collaborator')}: {sites}"
+
+
+def _listening(view: View, event: Event) -> Iterator[str]:
+    yield f"listening on {one_line(event['address'])}"
+
+
+def _refused(view: View, event: Event) -> Iterator[str]:
+    why = f"{one_line(event['code'])} {one_line(event['message'])}"
+    yield f"refused {one_line(event['collaborator'], 80)}: {why}"
 
 
 def _joined(view: View, event: Event) -> Iterator[str]:
@@ -115,12 +132,14 @@ def _closed(view: View, event: Event) -> Iterator[str]:
 
 def _ended(view: View, event: Event) -> Iterator[str]:
     reason = f": {clean(event['reason'])}" if event.get("reason") else ""
-    yield f"{event['status']} after {event['rounds']} of {view.rounds} rounds{reason}"
+    yield f"{event['status']} after {event['rounds']} of {plural(view.rounds, 'round')}{reason}"
 
 
 SAY = {
     "note": _note,
+    "listening": _listening,
     "run.started": _started,
+    "node.refused": _refused,
     "node.joined": _joined,
     "reply": _replied,
     "task.failed": _failed,

@@ -27,10 +27,15 @@ NOTHING: Mapping[Any, Any] = MappingProxyType({})
 class Site:
     """One collaborator, as the aggregator last heard of it."""
 
-    state: str = "not seen yet"
+    state: str = "waiting"
     joined: bool = False
     n: int = 0  # samples that its last training consumed
     seconds: float = 0.0  # of its last task
+
+    @property
+    def shown(self) -> str:
+        """What people see: whoever never came has no part in what is asked of it."""
+        return self.state if self.joined else "not connected"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,6 @@ class Row:
     others: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # "train/loss", ...
     n: Mapping[str, int] = field(default_factory=lambda: NOTHING)  # samples, per collaborator
     seconds: float = 0.0
-    openfed_seconds: float = 0.0
     up: int = 0
     down: int = 0
     missing: tuple[str, ...] = ()
@@ -56,7 +60,9 @@ class View:
     rounds: int = 0
     round: int = 0
     trained: int = 0  # the last round in which training began
+    validated: bool = False  # sites were asked for scores
     phase: str = "starting"
+    command: str = ""  # that resumes the run
     sites: Mapping[str, Site] = field(default_factory=lambda: NOTHING)
     rows: Mapping[int, Row] = field(default_factory=lambda: NOTHING)  # by model
     best: Event | None = None
@@ -69,6 +75,12 @@ def fold(view: View, event: Event) -> View:
     return step(view, event) if step else view
 
 
+def unscored(view: View) -> bool:
+    """Whether a run was to be validated and completed without a single score."""
+    completed = view.ended is not None and view.ended["status"] == "completed"
+    return completed and view.validated and not any(row.scores for row in view.rows.values())
+
+
 def fold_all(events: Iterable[Event]) -> View:
     view = View()
     for event in events:
@@ -78,7 +90,7 @@ def fold_all(events: Iterable[Event]) -> View:
 
 def _started(view: View, event: Event) -> View:
     sites = {name: Site() for name in event["collaborators"]}
-    fresh = View() if event["run"] != view.run else replace(view, ended=None)
+    fresh = View(command=view.command) if event["run"] != view.run else replace(view, ended=None)
     return replace(
         fresh,
         name=event["name"],
@@ -88,6 +100,10 @@ def _started(view: View, event: Event) -> View:
         phase="waiting for collaborators",
         sites=sites,
     )
+
+
+def _launched(view: View, event: Event) -> View:
+    return replace(view, command=event["command"])
 
 
 def _joined(view: View, event: Event) -> View:
@@ -104,7 +120,9 @@ def _opened(view: View, event: Event) -> View:
     for name in event["cohort"]:
         view = _site(view, name, state=event["task"])
     trained = event["round"] if event["task"] == "train" else view.trained
-    return replace(view, round=event["round"], phase=event["task"], trained=trained)
+    validated = view.validated or event["task"] == "validate"
+    view = replace(view, round=event["round"], phase=event["task"], trained=trained)
+    return replace(view, validated=validated)
 
 
 def _replied(view: View, event: Event) -> View:
@@ -148,7 +166,6 @@ def _round_ended(view: View, event: Event) -> View:
     row = replace(
         _row(view, event["round"]),
         seconds=event["seconds"],
-        openfed_seconds=event["openfed_seconds"],
         up=event["bytes_up"],
         down=event["bytes_down"],
     )
@@ -164,6 +181,7 @@ def _ended(view: View, event: Event) -> View:
 
 
 STEPS = {
+    "launched": _launched,
     "run.started": _started,
     "node.joined": _joined,
     "round.started": _round,

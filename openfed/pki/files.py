@@ -8,7 +8,6 @@ A key is written once, whole or not at all, and never overwritten. `issued.jsonl
 one line per certificate, what renewal and revocation will read.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -20,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from openfed.errors import CertificateError
-from openfed.files import sync_folder, write_beside, write_whole
+from openfed.files import lock_file, shipped, sync_folder, write_beside, write_whole
 from openfed.pki.authority import Authority, Enrolment, create_authority, issue
 from openfed.pki.keys import create_identity_key, create_key, identity_public
 from openfed.pki.leaf import Identity, check_leaf, inspect, leaf_hosts, read_certificate
@@ -50,11 +49,19 @@ def ensure_federation(
     nodes = [Enrolment(federation, AGGREGATOR, AGGREGATOR, aggregator_names)]
     nodes += [Enrolment(federation, COLLABORATOR, name) for name in collaborators]
     _make_folder(cert_dir, 0o755)
-    with _locked(cert_dir):
+    held = lock_file(cert_dir, wait=True)  # other commands may write certificates there
+    try:
         authority = _ensure_authority(cert_dir, federation, now, written)
         for node in nodes:
             _ensure_node(cert_dir, authority, node, profiles[node.role], now, written)
+    finally:
+        os.close(held)
     return written
+
+
+def may_issue(cert_dir: Path) -> bool:
+    """Whether the authority is here, or there is none yet."""
+    return (cert_dir / AUTHORITY).exists() or not (cert_dir / "authority.pem").exists()
 
 
 def load_identity(
@@ -88,9 +95,7 @@ def load_identity_key(cert_dir: Path, name: str) -> bytes:
 
 def load_profiles() -> Mapping[str, Profile]:
     """The issuance profiles that ship: role -> profile."""
-    package = Path(__file__).parent.parent
-    shipped = package / "_certs"  # in a wheel; in a checkout they lie beside the package
-    path = (shipped if shipped.is_dir() else package.parent / "certs") / "standard.yaml"
+    path = shipped("certs") / "standard.yaml"
     return parse_profiles(yaml.safe_load(_read(path)), path.name)
 
 
@@ -188,19 +193,6 @@ def _record(path: Path, node: Enrolment, leaf: bytes, identity: bytes, now: floa
         file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-class _locked:
-    """Holds a folder against other commands that would write certificates into it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-    def __enter__(self) -> None:
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
 
 
 def _make_folder(path: Path, mode: int) -> None:

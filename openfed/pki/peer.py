@@ -5,14 +5,13 @@ import re
 from dataclasses import dataclass
 
 from openfed.errors import CertificateError
+from openfed.parse import NAME, host, is_ip
 
 AGGREGATOR = "aggregator"
 COLLABORATOR = "collaborator"
 AUTHORITY = "authority"
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
-_URI = re.compile(rf"openfed://({_NAME})/([a-z]+)/({_NAME})")
-_DNS_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_URI = re.compile(rf"openfed://({NAME.pattern})/([a-z]+)/({NAME.pattern})")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Peer:
 
 def node_name(name: str) -> str:
     """A name that is also a safe folder and part of a URI. Raises C04."""
-    if not re.fullmatch(_NAME, name) or name.lower() == AUTHORITY:
+    if not NAME.fullmatch(name) or name.lower() == AUTHORITY:
         raise CertificateError(
             "C04",
             f"{name!r} cannot name a node or a federation: expected 1 to 63 letters, digits, "
@@ -37,15 +36,14 @@ def node_name(name: str) -> str:
     return name
 
 
-def host_name(host: str) -> str | ipaddress.IPv4Address | ipaddress.IPv6Address:
+def host_name(text: str) -> str | ipaddress.IPv4Address | ipaddress.IPv6Address:
     """A host as a certificate names it: a DNS name, or an address. Raises C04."""
     try:
-        return ipaddress.ip_address(host)
+        name = host(text)
     except ValueError:
-        labels = host.split(".")
-    if len(host) <= 253 and all(_DNS_LABEL.fullmatch(label) for label in labels):
-        return host.lower()
-    raise CertificateError("C04", f"{host!r} is neither a DNS name nor an IP address")
+        message = f"{text!r} is neither a DNS name nor an IP address"
+        raise CertificateError("C04", message) from None
+    return ipaddress.ip_address(name) if is_ip(name) else name.lower()
 
 
 def peer_uri(federation: str, role: str, name: str) -> str:

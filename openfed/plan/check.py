@@ -76,8 +76,14 @@ def _flat(
         loc = at + problem["loc"]
         if isinstance(cause, Nested):
             yield from _flat(cause.model, cause.error, loc + cause.at)
-        elif problem["type"] != "default_factory_not_called":
+        elif problem["type"] != "default_factory_not_called" and not _long_enough(problem):
             yield loc, _owner(model, problem["loc"]), problem
+
+
+def _long_enough(problem: Any) -> bool:
+    """Whether a list is called too short only because some of its items are wrong."""
+    given, least = problem["input"], problem.get("ctx", {}).get("min_length", 0)
+    return problem["type"] == "too_short" and isinstance(given, list) and len(given) >= least
 
 
 def _owner(model: type[Value], loc: Loc) -> type[Value]:

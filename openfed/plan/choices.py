@@ -232,6 +232,8 @@ class TorchSettings(Value):
 
     @model_validator(mode="after")
     def _rules(self) -> "TorchSettings":
+        if self.epochs is None and self.steps is None:
+            raise refuse("P15", "expected epochs or steps, got neither: write epochs: 1")
         return one_of_epochs_and_steps(self, self.epochs, self.steps)
 
 

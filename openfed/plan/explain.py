@@ -29,7 +29,7 @@ def explain(plan: Plan, lock: Lock | None = None, lines: Mapping[str, int] | Non
         ("What happens", _happens(plan)),
         ("What leaves a site", _leaves(plan)),
         ("What stays at the site", _stays(plan)),
-        ("Who sees what", _seen(plan)),
+        ("Who sees what", _seen()),
         ("Whose code runs at the sites", _code(plan, lock, lines or {})),
         ("What is kept", _kept(plan)),
         ("When it ends", _limits(plan)),
@@ -158,13 +158,16 @@ def _stays(plan: Plan) -> Iterator[str]:
     yield "The data: no record leaves the site"
     local = [glob for glob, where in plan.scope if where == "local"]
     if local:
-        yield f"The parts of the model that match {', '.join(local)}: every site keeps its own"
+        yield (
+            f"The parts of the model that match {', '.join(local)}: every site keeps its own, and "
+            "the saved model does not have them"
+        )
     if plan.task_runner.settings.get("optimizer_state") == "keep":
         yield "The state of the optimizer"
     yield "Private keys, and what the site's own settings say"
 
 
-def _seen(plan: Plan) -> Iterator[str]:
+def _seen() -> Iterator[str]:
     yield "The aggregator sees each site's update and sums, one by one, in the clear"
     yield "An update can carry information about the data that it was trained on"
     yield "A site sees the averaged models, never another site's update"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import openfed
 from openfed.errors import PlanError
+from openfed.files import shipped
 from openfed.plan.check import checked, finding
 from openfed.plan.code import code_findings
 from openfed.plan.rules import broken_rules
@@ -127,7 +127,7 @@ def shown_path(path: Path, workspace: Path) -> str:
     try:
         return path.resolve().relative_to(workspace.resolve()).as_posix()
     except ValueError:
-        return f"plans/{path.name}" if path.parent in _ready_folders() else str(path)
+        return f"plans/{path.name}" if path.parent == shipped("plans") else str(path)
 
 
 def _file(
@@ -177,13 +177,5 @@ def _target(below: Node, path: Path, workspace: Path, chain: tuple[Path, ...]) -
 
 
 def ready_plans() -> dict[str, Path]:
-    """The plans that ship, by name: from the checkout, or from inside the installed wheel."""
-    for folder in _ready_folders():
-        if folder.is_dir():
-            return {file.stem: file for file in folder.glob("*.yaml")}
-    return {}
-
-
-def _ready_folders() -> tuple[Path, ...]:
-    package = Path(openfed.__file__).parent
-    return package / "_plans", package.parent / "plans"
+    """The plans that ship, by name."""
+    return {file.stem: file for file in shipped("plans").glob("*.yaml")}

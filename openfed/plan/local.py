@@ -1,17 +1,16 @@
-"""What a site says by itself, never part of the plan: `local.yaml` and `site.yaml`."""
+"""What sites say by themselves, never part of the plan: `local.yaml`."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue
 
 from openfed.errors import PlanError
 from openfed.plan.check import checked, finding
 from openfed.plan.load import problems, read_file, workspace_of
-from openfed.plan.source import Finding, Node
-from openfed.plan.values import Name, Text, Value, refuse, shown, suggest
+from openfed.plan.values import Text, Value, refuse, shown, suggest
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -35,31 +34,19 @@ class Local(Value):
     threads: Threads = 1
 
 
-class Site(Value):
-    """`site.yaml`: this one site."""
-
-    name: Name = Field(examples=["one"])
-    data: JsonValue = Field(examples=["data/one"])
-    device: Device = "auto"
-    threads: Threads = 1
-
-
-V = TypeVar("V", bound=Value)
-
-
 def read_local(path: Path, collaborators: Sequence[str]) -> Local:
     """Raises: PlanError: also where the sites are not the plan's collaborators."""
-    local, tree, found = _read(path, Local)
+    tree, found = read_file(path, workspace_of(path))
+    local = None
+    if tree is not None:
+        local, more = checked(tree, Local)
+        found += more
     if local is not None and tree is not None:
         for name, message in _mismatches(local.sites, collaborators):
             found.append(finding(tree, ("sites", name), "P21", message, key=True))
-    return _done(local, found)
-
-
-def read_site(path: Path) -> Site:
-    """Raises: PlanError."""
-    site, _, found = _read(path, Site)
-    return _done(site, found)
+    if found or local is None:
+        raise PlanError(problems(found))
+    return local
 
 
 def _mismatches(
@@ -74,17 +61,3 @@ def _mismatches(
             yield name, f"is no collaborator of the plan. {hint}the plan has: {listed}"[:200]
     for name in missing:
         yield name, f"is missing: add {name}: and where its data is"
-
-
-def _read(path: Path, model: type[V]) -> tuple[V | None, Node | None, list[Finding]]:
-    tree, found = read_file(path, workspace_of(path))
-    if tree is None:
-        return None, None, found
-    value, more = checked(tree, model)
-    return value, tree, [*found, *more]
-
-
-def _done(value: V | None, found: list[Finding]) -> V:
-    if found or value is None:
-        raise PlanError(problems(found))
-    return value

@@ -6,7 +6,6 @@ Every node reads this file only, checks its digest, and checks the code beside i
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from pydantic import ValidationError
 
 from openfed.errors import PlanError, Problem
 from openfed.files import write_whole
+from openfed.parse import DIGEST, strict_json
 from openfed.plan.digest import plan_digest
 from openfed.plan.schema import ADDRESSES, SCHEMA, Plan, canonical
-from openfed.tensors.record import DTYPES, Kind, Signature, Spec
+from openfed.tensors.record import Signature, spec_json, spec_of
 
 MAX_BYTES = 64 << 20
-_HEX = re.compile(r"[0-9a-f]{64}")
 _CACHES = frozenset({"__pycache__", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache"})
 
 
@@ -95,25 +94,17 @@ def _content(path: Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
-        content = json.loads(data, object_pairs_hook=_once, parse_constant=_finite)
+        content = strict_json(data)
+    except FileNotFoundError:
+        message = "is not there yet; write it: fx plan initialize"
+        raise PlanError((Problem("P19", str(path), "", message),)) from None
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _unusable(path, f"is not JSON: {str(error)[:100]}") from None
     if not isinstance(content, dict):
         raise _unusable(path, "is not a JSON object")
     return content
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    raise ValueError(f"{text} is not a number")
 
 
 def _lock(content: Mapping[str, Any]) -> Lock:
@@ -126,26 +117,15 @@ def _lock(content: Mapping[str, Any]) -> Lock:
     files, codecs, model = content["files"], content["codecs"], content["model"]
     if codecs != {} or set(model) != {"digest", "signature"}:
         raise ValueError("codecs or model")
-    if not all(_HEX.fullmatch(each) for each in [model["digest"], *files.values()]):
+    if not all(DIGEST.fullmatch(each) for each in [model["digest"], *files.values()]):
         raise ValueError("a digest that is none")
-    signature = tuple(_spec(each) for each in model["signature"])
+    signature = tuple(spec_of(each) for each in model["signature"])
     return make_lock(plan, files, model["digest"], signature)
 
 
-def _spec(each: Mapping[str, Any]) -> Spec:
-    name, dtype, shape, kind = (each[key] for key in ("name", "dtype", "shape", "kind"))
-    whole = all(type(extent) is int and 0 <= extent < 2**40 for extent in shape)
-    if len(each) != 4 or dtype not in DTYPES or not isinstance(name, str) or not whole:
-        raise ValueError(f"signature of {str(name)[:60]}")
-    return Spec(name, dtype, tuple(shape), Kind(kind))
-
-
 def _model(digest: str, signature: Signature) -> dict[str, Any]:
-    entries = [
-        {"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "kind": s.kind.value}
-        for s in sorted(signature, key=lambda spec: spec.name)
-    ]
-    return {"digest": digest, "signature": entries}
+    ordered = sorted(signature, key=lambda spec: spec.name)
+    return {"digest": digest, "signature": [spec_json(spec) for spec in ordered]}
 
 
 def _unusable(path: Path, message: str) -> PlanError:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openfed.parse import split_address
 from openfed.plan.check import Loc
 from openfed.plan.choices import LOSS, METRICS, better, metric_name
 from openfed.plan.schema import RESERVED
-from openfed.plan.values import is_loopback, shown, split_address, suggest
+from openfed.plan.values import is_loopback, shown, suggest
 
 Broken = tuple[Loc, str, str]
 """Where, code, message."""
@@ -97,6 +98,8 @@ def _known_metric(key: str) -> Callable[..., Iterator[Broken]]:
 
 def _tasks(tasks: tuple[Any, ...]) -> Iterator[Broken]:
     names = [task.name for task in tasks]
+    if "train" not in names:
+        yield ("tasks",), "P15", "expected train among them: scoring alone is not a run yet"
     for index, name in enumerate(names):
         before = names[:index]
         if name in before:
@@ -121,7 +124,7 @@ def _cohort(cohort: Any, collaborators: tuple[str, ...]) -> Iterator[Broken]:
         yield ("cohort", "quorum"), "P15", message
 
 
-def _numpy(task_runner: Any, tasks: tuple[Any, ...], scope: Any) -> Iterator[Broken]:
+def _numpy(task_runner: Any, tasks: tuple[Any, ...]) -> Iterator[Broken]:
     if task_runner.name != "numpy":
         return
     scored = [i for i, task in enumerate(tasks) if task.name != "train"]
@@ -150,5 +153,5 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Broken]]], ...] = (
     (("cohort", "collaborators"), _cohort),
     (("best", "metrics", "tasks"), _known_metric("best")),
     (("stop", "metrics", "tasks"), _known_metric("stop")),
-    (("task_runner", "tasks", "scope"), _numpy),
+    (("task_runner", "tasks"), _numpy),
 )

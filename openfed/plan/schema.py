@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
-from openfed.plan.choices import LOSS, RUNNERS, STRATEGIES, TASKS, WEIGHTS, better
+from openfed.plan.choices import LOSS, RUNNERS, STRATEGIES, TASKS, WEIGHTS, better, metric_name
 from openfed.plan.values import (
     CODE,
     Among,
@@ -165,7 +165,7 @@ def _default_best(data: dict[str, Any]) -> Best | None:
     if not any(task.name == "validate" for task in tasks):
         return None
     metrics = data.get("metrics", ()) or (LOSS,)
-    return Best(metric=metrics[0].rpartition(":")[2])
+    return Best(metric=metric_name(metrics[0]))
 
 
 class Plan(Value):

@@ -29,6 +29,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from openfed.parse import NAME, host, is_ip, split_address
+
 
 class Value(BaseModel):
     """Frozen; unknown keys are errors; numbers are finite."""
@@ -82,7 +84,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-Whole = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 Real = Annotated[float, Field(strict=True, ge=-1e12, le=1e12)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1000)]
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e12)]
@@ -92,11 +93,9 @@ Unit = Annotated[float, Field(strict=True, ge=0, le=1)]
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 Mode = Literal["max", "min"]
 
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
-
 
 def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
+    if not NAME.fullmatch(text):
         raise refuse(
             "P14",
             f"expected a name of 1 to 63 letters, digits, '-' or '_' that begins and ends with a "
@@ -133,29 +132,6 @@ Duration = Annotated[
 
 # -- addresses ----------------------------------------------------------------------------------
 
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-
-
-def host(text: str) -> str:
-    """A DNS name, or an IP address (IPv6 bare) in its shortest form; raises `ValueError`."""
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if ":" in bare or bare.replace(".", "").isdigit():
-        return str(ipaddress.ip_address(bare))
-    labels = bare.removesuffix(".").split(".")
-    if len(bare) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise ValueError(bare)
-    return bare
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`host:port` or `[IPv6]:port`; the port is 0 to 65535. Raises `ValueError`."""
-    name, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not port.isascii() or len(port) > 5:
-        raise ValueError(text)
-    if int(port) > 65535 or (":" in name and not name.startswith("[")):
-        raise ValueError(text)
-    return host(name), int(port)
-
 
 def _listen(text: str) -> str:
     try:
@@ -185,14 +161,6 @@ def _advertised(text: str) -> str:
             "fl.example.org or 192.0.2.7 (0.0.0.0 and :: are for listen)",
         )
     return name
-
-
-def is_ip(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _group(text: str) -> bool:

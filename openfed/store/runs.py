@@ -1,7 +1,5 @@
 """Which run of a workspace is the latest, and whether a start goes on with it."""
 
-import fcntl
-import os
 import secrets
 import sqlite3
 import time
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from openfed.errors import OpenFedError, UsageError
+from openfed.files import lock_file
 
 Mode = Literal["auto", "new", "resume"]
 JOURNAL = "journal.sqlite"
@@ -77,8 +76,11 @@ def choose_run(workspace: Path, plan_digest: str, mode: Mode = "auto") -> Decisi
     last = known[-1] if known else None
     same = last is not None and last.plan_digest == plan_digest
     if last is not None and same and last.status == "running" and mode != "new":
-        return Decision("resume", last.id, f"resumes run {last.id} after round {last.round}")
+        return _resumes(last)
     if mode == "resume":
+        for older in reversed(known):
+            if (older.plan_digest, older.status) == (plan_digest, "running"):
+                return _resumes(older)
         raise UsageError("U40", _nothing_to_resume(last, same))
     if last is None:
         return Decision("new", new_run_id(), "first run in this workspace")
@@ -89,6 +91,10 @@ def choose_run(workspace: Path, plan_digest: str, mode: Mode = "auto") -> Decisi
     if last.status == "completed":
         return Decision("complete", last.id, f"run {last.id} of this plan is completed")
     return Decision("new", new_run_id(), f"a new run: run {last.id} {last.status}: {last.reason}")
+
+
+def _resumes(run: RunInfo) -> Decision:
+    return Decision("resume", run.id, f"resumes run {run.id} after round {run.round}")
 
 
 def _nothing_to_resume(last: RunInfo | None, same: bool) -> str:
@@ -105,10 +111,7 @@ def hold(folder: Path) -> int:
     Raises: OpenFedError S11: another process has it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_file(folder / "lock", wait=False)
     except BlockingIOError:
-        os.close(descriptor)
         raise OpenFedError("S11", f"another process works in {folder}") from None
-    return descriptor

@@ -1,15 +1,11 @@
 """What the task process itself refuses to write; the agent checks it all again."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable
 
 from openfed.errors import TaskError
-from openfed.tasks.metrics import fits
 from openfed.tensors.check import check_entries, check_finite
-from openfed.tensors.record import Scope, Signature, is_local, signature_of
+from openfed.tensors.record import Scope, Signature, is_local, matches, signature_of
 from openfed.typing import Numbers, Tensors
 
 
@@ -45,6 +41,33 @@ def check_numbers(numbers: Numbers) -> None:
             raise TaskError("K25", f"{name} is not finite: {list(values)[:4]}")
 
 
+def check_pattern(key: str, pattern: str, names: Iterable[str]) -> None:
+    """Raises: TaskError: K11 the pattern below `key` of the plan matches none of the names."""
+    there = sorted(names)
+    if not any(matches(name, [pattern]) for name in there):
+        listed = ", ".join(there[:6]) + (", ..." if len(there) > 6 else "")
+        said = f"{key}: {pattern!r} matches no entry of the model"
+        raise TaskError("K11", f"{said}, which has {listed or 'none'}")
+
+
+def check_scope(names: Iterable[str], scope: Scope) -> None:
+    """Every pattern that should keep entries local keeps some: a typo would share them.
+
+    Raises: TaskError: K11.
+    """
+    there = sorted(names)
+    for pattern, where in scope:
+        if where != "local":
+            continue
+        check_pattern("scope", pattern, there)
+        if not any(matches(name, [pattern]) and is_local(name, scope) for name in there):
+            raise TaskError(
+                "K11",
+                f"scope: {pattern!r} is local, but a pattern before it shares all that it "
+                "matches, and the first match wins: put it first",
+            )
+
+
 def _described(tensors: Tensors) -> Signature:
     for name, value in sorted(tensors.items()):
         if not hasattr(value, "dtype"):
@@ -53,22 +76,3 @@ def _described(tensors: Tensors) -> Signature:
         return signature_of(tensors)
     except KeyError as error:
         raise TaskError("K07", f"entries of dtype {error.args[0]} cannot travel") from None
-
-
-def reported(task: str, given: Mapping[str, Any], declared: Iterable[str], n: int) -> Numbers:
-    """What the user's function says of its metrics, as the numbers of a reply.
-
-    A number stands for a mean over the `n` samples; a sequence holds the metric's sums.
-    Raises: TaskError: K08 the plan does not declare it, or these are not its sums.
-    """
-    known = {"loss", *declared}
-    numbers = {}
-    for name, value in given.items():
-        sums = (float(value) * n, float(n)) if np.ndim(value) == 0 else tuple(map(float, value))
-        if name not in known:
-            among = ", ".join(sorted(known))
-            raise TaskError("K08", f"the metric {name} is not in the plan, which has: {among}")
-        if not fits(name, sums):
-            raise TaskError("K08", f"{len(sums)} numbers are not the sums of the metric {name}")
-        numbers[f"metrics/{task}/{name}"] = sums
-    return numbers

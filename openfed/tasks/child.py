@@ -5,17 +5,20 @@
 
 With `--exchange` it serves an agent: DIR holds `task.json`, the agent's socket, and the frames in
 `in/` and `out/` (`channel.py`). It ends when the agent closes the socket, and when its standard
-input ends, which is the launcher's hand. With `--initial` it makes the plan's first model, without
-data: DIR gets `model.frame` and `initial.json`; on failure the last line of standard error is a
-JSON object {code, message, traceback}, and the exit code is 5.
+input ends, which is the launcher's hand. When the thread that launched it ends, the kernel kills
+it, even where user code lets no other thread run. With `--initial` it makes the plan's first model,
+without data: DIR gets `model.frame` and `initial.json`; on failure the last line of standard error
+is a JSON object {code, message, traceback}, and the exit code is 5.
 """
 
 import argparse
+import ctypes
 import json
 import mmap
 import os
 import platform
 import queue
+import select
 import signal
 import socket
 import sys
@@ -52,6 +55,8 @@ ENVIRONMENT = frozenset(
 )
 """What stays of the environment, and PYTHON*, LC_*; the launcher has taken out the rest already."""
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 VERSIONED = ("numpy", "torch", "sklearn", "scipy", "torchvision", "transformers")
@@ -66,13 +71,15 @@ def main() -> None:
     given = parser.parse_args()
     begun = time.monotonic()
     _close_inherited()
-    threading.Thread(target=_hold_lifeline, args=(_take_stdin(),), daemon=True).start()
+    lifeline = _take_stdin()
+    _die_with_launcher(lifeline)
+    threading.Thread(target=_hold_lifeline, args=(lifeline,), daemon=True).start()
     if given.initial:
         sys.exit(_initial(read_config(given.config), given.initial.absolute(), begun))
     exchange = given.exchange.absolute()
     config = read_config(exchange / "task.json")
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    hello = {"op": "hello", "pid": os.getpid(), "previous_exit": given.previous_exit}
+    hello = {"op": "hello", "previous_exit": given.previous_exit}
     threading.Thread(target=_listen, args=(exchange, hello, inbox), daemon=True).start()
     _enter(config)
     _serve(config, exchange, inbox, begun)
@@ -93,6 +100,17 @@ def _take_stdin() -> int:
     os.dup2(nothing, 0)
     os.close(nothing)
     return lifeline
+
+
+def _die_with_launcher(lifeline: int) -> None:
+    """Native code that keeps the interpreter lock stops every thread, but not the kernel."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    watched = select.poll()
+    watched.register(lifeline, 0)
+    if any(event & select.POLLHUP for _, event in watched.poll(0)):
+        os._exit(0)  # it had ended before the kernel knew; parent ids do not tell, in containers
 
 
 def _hold_lifeline(lifeline: int) -> None:

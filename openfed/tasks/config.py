@@ -18,54 +18,46 @@ class Choice:
     settings: Mapping[str, Any]
 
 
-def choice(value: Any) -> Choice:
-    """Read `"adam"`, `{"adam": {"lr": 1}}` or `{"name": "adam", "settings": {"lr": 1}}`.
-
-    Raises: ValueError: anything else.
-    """
-    if isinstance(value, str):
-        return Choice(value, {})
-    if isinstance(value, Mapping):
-        if set(value) == {"name", "settings"}:
-            return Choice(str(value["name"]), value["settings"] or {})
-        if len(value) == 1:
-            ((name, settings),) = value.items()
-            return Choice(str(name), settings or {})
-    raise ValueError(f"expected a name or {{name: {{settings}}}}, got {value!r}")
+def choice(given: Mapping[str, Any]) -> Choice:
+    """Read `{"name": "adam", "settings": {"lr": 1}}`, as a plan's canonical form has it."""
+    return Choice(given["name"], given["settings"])
 
 
 @dataclass(frozen=True)
 class Config:
-    """The plan's part (runner, loader, metrics, scope, seed, rounds) and the site's (the rest)."""
+    """The plan's part (runner, loader, metrics, scope, seed, rounds) and the site's (the rest).
+
+    No defaults here: those of a plan are in its canonical form, those of a site the launcher's.
+    """
 
     workspace: Path
     collaborator: str
     runner: Choice
     data_loader: Choice
-    source: Json = None  # whatever the site says its data is; handed to the loader as it stands
-    seed: int = 0
-    rounds: int = 1
-    metrics: tuple[str, ...] = ()
-    scope: Scope = ()
-    device: str = "auto"
-    threads: int = 1
-    output_limit: int = 16 << 20  # bytes a task may print
+    source: Json  # whatever the site says its data is; handed to the loader as it stands
+    seed: int
+    rounds: int
+    metrics: tuple[str, ...]
+    scope: Scope
+    device: str  # as torch names it, or "auto"
+    threads: int
+    output_limit: int  # bytes a task may print
 
 
 def read_config(path: Path) -> Config:
-    """Raises: OSError, ValueError, KeyError: the launcher wrote something else."""
+    """Raises: OSError, ValueError, KeyError, TypeError: the launcher wrote something else."""
     given = json.loads(path.read_text())
     return Config(
         workspace=Path(given["workspace"]),
         collaborator=given["collaborator"],
         runner=choice(given["runner"]),
         data_loader=choice(given["data_loader"]),
-        source=given.get("source"),
+        source=given["source"],
         seed=given["seed"],
         rounds=given["rounds"],
-        metrics=tuple(given.get("metrics", ())),
-        scope=tuple((pattern, where) for pattern, where in given.get("scope", ())),
-        device=given.get("device", "auto"),
-        threads=given.get("threads", 1),
-        output_limit=given.get("output_limit", 16 << 20),
+        metrics=tuple(given["metrics"]),
+        scope=tuple((pattern, where) for pattern, where in given["scope"]),
+        device=given["device"],
+        threads=given["threads"],
+        output_limit=given["output_limit"],
     )

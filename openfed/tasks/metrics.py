@@ -6,9 +6,10 @@ values. `outputs` are what the model returns before any softmax or sigmoid: one 
 regression's prediction. `targets` are class numbers (negative ones are left out), 0/1, or values.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ class Metric:
 
     length: int | None  # of the sums; None: three per class
     finish: Callable[[Floats], float | None]
-    mode: Literal["max", "min"]  # which way is better
     update: Callable[[NDArray[Any], NDArray[Any]], Iterable[float]] | None  # None: made by the loss
+    needs: str = ""  # of outputs and targets, for people
 
 
 def _scores(outputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -156,26 +157,30 @@ def _exponential(sums: Floats) -> float | None:
     return None if ratio is None or ratio > 700 else float(np.exp(ratio))
 
 
+_CLASSES: Final = "outputs of one column per class, or the score of class 1; class numbers"
+_TWO: Final = "outputs of two columns, or the score of class 1; targets 0 or 1"
+_VALUES: Final = "one output and one target per sample"
+
 METRICS: Mapping[str, Metric] = {
-    "loss": Metric(2, _ratio, "min", None),
-    "perplexity": Metric(2, _exponential, "min", None),
-    "accuracy": Metric(2, _ratio, "max", _accuracy),
-    "f1": Metric(None, _finish_f1, "max", _confusion),  # macro: the mean over classes
-    "f1_binary": Metric(None, _of_class_1(0), "max", _confusion),
-    "precision": Metric(None, _of_class_1(1), "max", _confusion),
-    "recall": Metric(None, _of_class_1(2), "max", _confusion),
-    "auc": Metric(2 * BINS, _finish_auc, "max", _histograms),
-    "mae": Metric(2, _ratio, "min", _errors(1)),
-    "mse": Metric(2, _ratio, "min", _errors(2)),
-    "rmse": Metric(2, _root, "min", _errors(2)),
-    "r2": Metric(4, _finish_r2, "max", _r2),
+    "loss": Metric(2, _ratio, None),
+    "perplexity": Metric(2, _exponential, None),
+    "accuracy": Metric(2, _ratio, _accuracy, _CLASSES),
+    "f1": Metric(None, _finish_f1, _confusion, _CLASSES),  # macro: the mean over classes
+    "f1_binary": Metric(None, _of_class_1(0), _confusion, _CLASSES),
+    "precision": Metric(None, _of_class_1(1), _confusion, _CLASSES),
+    "recall": Metric(None, _of_class_1(2), _confusion, _CLASSES),
+    "auc": Metric(2 * BINS, _finish_auc, _histograms, _TWO),
+    "mae": Metric(2, _ratio, _errors(1), _VALUES),
+    "mse": Metric(2, _ratio, _errors(2), _VALUES),
+    "rmse": Metric(2, _root, _errors(2), _VALUES),
+    "r2": Metric(4, _finish_r2, _r2, _VALUES),
 }
 """The metrics that ship. Sums: loss and perplexity (sum of losses, samples); accuracy (right,
 samples); f1, precision, recall (true positives, false positives, false negatives per class); auc
 (two histograms); mae, mse, rmse (sum of errors, samples); r2 (squared errors, squares, sum, count).
 """
 
-CUSTOM: Final = Metric(2, _ratio, "max", None)
+CUSTOM: Final = Metric(2, _ratio, None)
 """A metric of the user's: `f(outputs, targets) -> (numerator, denominator)`."""
 
 
@@ -204,17 +209,22 @@ def add(one: Sums | None, other: Sums) -> Sums:
 
 def fits(name: str, sums: Sequence[float]) -> bool:
     """Whether `sums` can be sums of this metric: how many, and no count negative."""
+    counts = name in ("accuracy", "auc") or METRICS.get(name, CUSTOM).length is None
+    return _has_length(name, sums) and (not counts or min(sums) >= 0)
+
+
+def _has_length(name: str, sums: Sequence[float]) -> bool:
     length = METRICS.get(name, CUSTOM).length
-    if length is None:
-        return len(sums) >= 6 and len(sums) % 3 == 0 and min(sums) >= 0
-    return len(sums) == length and (name not in ("accuracy", "auc") or min(sums) >= 0)
+    return len(sums) == length if length else len(sums) >= 6 and len(sums) % 3 == 0
 
 
 def finish(name: str, sums: Sequence[float]) -> float | None:
-    """The value of a metric, None where its denominator is 0.
+    """The value of a metric; None where its denominator is 0, or where it is not finite.
 
-    A name that does not ship is a user's ratio. Raises: ValueError: sums that do not fit the name.
+    A name that does not ship is a user's ratio. Raises: ValueError: another number of sums.
     """
-    if not fits(name, sums):
+    if not _has_length(name, sums):
         raise ValueError(f"{len(sums)} numbers are not the sums of the metric {name}")
-    return METRICS.get(name, CUSTOM).finish(np.asarray(sums, np.float64))
+    with np.errstate(all="ignore"):  # noise and strange sites make sums that no samples have
+        value = METRICS.get(name, CUSTOM).finish(np.asarray(sums, np.float64))
+    return value if value is not None and math.isfinite(value) else None

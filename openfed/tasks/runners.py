@@ -1,13 +1,14 @@
 """From names in a plan to the user's objects: the only place that imports by name."""
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from openfed.errors import TaskError
 from openfed.tasks.base import Runner
 from openfed.tasks.config import Choice, Config
-from openfed.tasks.metrics import METRICS, metric_name
+from openfed.tasks.metrics import METRICS, Sums, metric_name
 
 RUNNERS: Mapping[str, str] = {
     "torch": "openfed.tasks.torch:TorchRunner",
@@ -52,7 +53,7 @@ def pick(kind: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def load_metrics(names: Iterable[str]) -> dict[str, Any]:
-    """The plan's metrics by the name they are reported under: None, or the user's function.
+    """The plan's metrics by the name they are reported under: None, or the user's, giving sums.
 
     Raises: TaskError: K08 an unknown name, or one of the user's that is a shipped one's. K01.
     """
@@ -61,8 +62,45 @@ def load_metrics(names: Iterable[str]) -> dict[str, Any]:
         short = metric_name(name)
         if name != short and short in METRICS:
             raise TaskError("K08", f"metric {name}: {short} is a shipped metric's name; rename it")
-        loaded[short] = None if name in METRICS else pick("metric", name, METRICS)
+        own = None if name in METRICS else pick("metric", name, METRICS)
+        loaded[short] = own and partial(_ratio, name, own)
     return loaded
+
+
+def _ratio(name: str, function: Callable[..., Any], output: Any, targets: Any) -> Sums:
+    """The sums of a user's metric over one batch. Raises: TaskError: K02, K12."""
+    returned = called(name, "(output, targets) -> (numerator, denominator)", function)(
+        output, targets
+    )
+    try:
+        above, below = map(float, returned)
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's
+        told = f"{name} returned {kind_of(returned)}: return (numerator, denominator)"
+        raise TaskError("K12", told) from None
+    return above, below
+
+
+def called(name: str, contract: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the user's that says its name, and how it is called, where it raises.
+
+    Raises: TaskError: K02, with what the function raised as its cause.
+    """
+
+    def call(*given: Any, **settings: Any) -> Any:
+        try:
+            return function(*given, **settings)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+            raise TaskError("K02", f"{name} raised {what}. It is called as {contract}") from error
+
+    return call
+
+
+def kind_of(value: Any) -> str:
+    """`a Tensor`, or for a tuple the kinds of its parts: `(dict, int)`."""
+    if isinstance(value, tuple):
+        return f"({', '.join(type(part).__name__ for part in value)})"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def make_data(chosen: Choice, source: Any) -> Any:

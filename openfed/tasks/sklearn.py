@@ -5,9 +5,9 @@ Estimators with `partial_fit` (SGDClassifier, SGDRegressor, Perceptron) take eve
 on, for its own `max_iter`. Shapes come from the plan: `features`, `classes`.
 """
 
-import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from sklearn.exceptions import ConvergenceWarning
 
 from openfed.errors import TaskError
 from openfed.tasks.base import VALIDATE, Outcome, Task
+from openfed.tasks.checks import check_scope
 from openfed.tasks.config import Config, choice
-from openfed.tasks.metrics import Sums, add, update
+from openfed.tasks.metrics import Sums, update
+from openfed.tasks.replies import add_scores, held_out, reseed, scored, split, with_tuned
 from openfed.tasks.runners import load_metrics
 from openfed.tasks.seeds import derive
-from openfed.tensors.record import Signature, is_local, signature_of
-from openfed.typing import Tensors
+from openfed.tensors.record import Signature, signature_of
+from openfed.typing import Numbers, Tensors
 
 ESTIMATORS: Mapping[str, type] = {
     "sklearn.linear_model:LogisticRegression": linear_model.LogisticRegression,
@@ -51,17 +53,18 @@ class SklearnRunner:
         if self._estimator.settings.get("average"):
             raise TaskError("K08", "estimator: `average` keeps coefficients that no record holds")
         self._features = int(settings["features"])
-        classes = settings.get("classes")
+        classes = settings["classes"]
         self._classes = None if classes is None else np.sort(np.asarray(classes))
         if self._classifies and (classes is None or len(classes) < 2):
             raise TaskError("K08", "a classifier needs `classes`: all labels, at least two")
-        self._epochs = settings.get("epochs") or 1
+        self._epochs = settings["epochs"]
         self._scope, self._data = config.scope, data
         self._metrics = load_metrics(config.metrics)
 
     def initial(self, seed: int) -> tuple[Tensors, Signature]:
         del seed  # linear models start from zero
-        tensors = {k: v for k, v in self._zeros().items() if not is_local(k, self._scope)}
+        check_scope(ENTRIES, self._scope)
+        tensors, _ = split(self._zeros(), self._scope)
         return tensors, signature_of(tensors)
 
     def run(self, task: Task, model: Tensors, local: Tensors) -> Outcome:
@@ -72,13 +75,10 @@ class SklearnRunner:
         numbers: dict[str, Sums] = {"n": (float(samples),)}
         again = self._batches(derive(task.seed, "pass", 0))
         numbers["metrics/train/loss"] = self._scores(estimator, again, {})["loss"]
-        if task.settings.get("tuned"):
-            tuned = self._validate(estimator, "validate_tuned")
-            numbers |= {name: value for name, value in tuned.items() if name != "n"}
         trained = {name: np.array(getattr(estimator, name), np.float64) for name in ENTRIES}
-        kept = {name: value for name, value in trained.items() if is_local(name, self._scope)}
-        shared = {name: value for name, value in trained.items() if name not in kept}
-        return Outcome(numbers, shared, kept or None)
+        shared, kept = split(trained, self._scope)
+        validate = partial(self._validate, estimator)
+        return Outcome(with_tuned(task, numbers, validate), shared, kept or None)
 
     def _zeros(self) -> dict[str, NDArray[np.float64]]:
         if not self._classifies:
@@ -89,8 +89,7 @@ class SklearnRunner:
 
     def _filled(self, tensors: Tensors, seed: int) -> Any:
         """An estimator that predicts, and goes on training, from these coefficients."""
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        reseed(seed)
         settings = {"random_state": seed % 2**32, **self._estimator.settings}
         if self._is_logistic:
             settings["warm_start"] = True
@@ -158,16 +157,13 @@ class SklearnRunner:
             raise TaskError("K05", f"a target is {unknown!r}, the plan's classes lack it")
         return inputs, targets
 
-    def _validate(self, estimator: Any, task: str) -> dict[str, tuple[float, ...]]:
-        """`n` alone where the site has no validation data."""
-        give = getattr(self._data, "validate", None)
-        batches = [self._checked(batch) for batch in (give() if give else None) or ()]
-        sums = self._scores(estimator, iter(batches), self._metrics)
-        samples = float(sum(len(inputs) for inputs, _ in batches))
-        return {"n": (samples,)} | {f"metrics/{task}/{name}": v for name, v in sums.items()}
+    def _validate(self, estimator: Any, task: str) -> Numbers:
+        batches = [self._checked(batch) for batch in held_out(self._data)]
+        samples = sum(len(inputs) for inputs, _ in batches)
+        return scored(task, samples, self._scores(estimator, batches, self._metrics))
 
     def _scores(
-        self, estimator: Any, batches: Iterator[Batch], metrics: Mapping[str, Any]
+        self, estimator: Any, batches: Iterable[Batch], metrics: Mapping[str, Any]
     ) -> dict[str, Sums]:
         sums: dict[str, Sums] = {}
         for inputs, targets in batches:
@@ -176,15 +172,8 @@ class SklearnRunner:
                 wanted = np.searchsorted(self._classes, targets)
             losses = self._losses(estimator, inputs, outputs, wanted)
             loss: Sums = (float(losses.sum()), float(len(losses)))
-            for name, function in {"loss": None, **metrics}.items():
-                if name in ("loss", "perplexity"):
-                    made = loss
-                elif function is None:
-                    made = update(name, outputs, wanted)
-                else:
-                    above, below = function(outputs, wanted)
-                    made = float(above), float(below)
-                sums[name] = add(sums.get(name), made)
+            shipped = partial(update, outputs=outputs, targets=wanted)
+            add_scores(sums, metrics, loss, (outputs, wanted), shipped)
         return sums
 
     def _outputs(self, estimator: Any, inputs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from openfed.errors import WireError
+from openfed.parse import strict_json
 from openfed.tensors.record import DTYPES, Record, Signature, Spec, signature_of
 
 MAGIC: Final = b"openfed\x01"
@@ -123,11 +124,11 @@ def read_layout(head: bytes | memoryview, *, limit: int) -> Layout:
     if len(head) < 16 + length:
         raise WireError("W01", f"expected a header of {length} bytes, got {len(head) - 16}")
     try:
-        header = json.loads(bytes(head[16 : 16 + length]), parse_constant=_refuse_constant)
+        header = strict_json(bytes(head[16 : 16 + length]))
         tensors, numbers = header["tensors"], header["numbers"]
         specs = tuple(_spec(entry) for entry in tensors)
         values = {str(name): _vector(xs) for name, xs in numbers.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WireError("W02", f"unreadable frame header: {error}") from error
     return _lay_out(specs, values, 16 + length, limit)
 
@@ -157,10 +158,6 @@ def _lay_out(
     if end > limit:
         raise WireError("W03", f"a frame of {end} bytes, but at most {limit} are allowed here")
     return Layout(specs, offsets, numbers, end)
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number")
 
 
 def _spec(entry: Any) -> Spec:

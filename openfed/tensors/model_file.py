@@ -34,9 +34,12 @@ Entry = tuple[str, dict[str, Any]]
 
 def write_model(path: Path, tensors: Tensors) -> None:
     """Replace the file whole: after a crash it holds the old model or the new one."""
-    plain = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(plain))
+    write_whole(path, model_bytes(tensors))
+
+
+def model_bytes(tensors: Tensors) -> bytes:
+    return save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)})
 
 
 def read_model(path: Path) -> Tensors:

@@ -74,6 +74,24 @@ class Spec:
         return count * DTYPES[self.dtype].itemsize
 
 
+def spec_json(spec: Spec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "shape": list(spec.shape),
+        "kind": spec.kind.value,
+    }
+
+
+def spec_of(entry: Mapping[str, Any]) -> Spec:
+    """What `spec_json` was given; raises KeyError, TypeError or ValueError for anything else."""
+    name, dtype, shape, kind = (entry[key] for key in ("name", "dtype", "shape", "kind"))
+    whole = all(type(extent) is int and 0 <= extent < 2**40 for extent in shape)
+    if len(entry) != 4 or dtype not in DTYPES or not isinstance(name, str) or not whole:
+        raise ValueError(f"signature of {str(name)[:60]}")
+    return Spec(name, dtype, tuple(shape), Kind(kind))
+
+
 Signature = tuple[Spec, ...]
 """The entries of a model that travel, sorted by name."""
 

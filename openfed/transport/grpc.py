@@ -8,11 +8,12 @@ import asyncio
 import errno
 import logging
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from openfed.errors import CertificateError, OpenFedError, TransportError, WireError
@@ -334,13 +335,8 @@ class GrpcLink:
                 self._verified = True
 
     async def _diagnosis(self) -> TransportError | CertificateError | None:
-        return await asyncio.to_thread(
-            diagnose,
-            self._address,
-            self._identity,
-            self._now(),
-            server_name=self._server_name,
-        )
+        probe = partial(diagnose, self._address, self._identity, self._now())
+        return await _unawaited(partial(probe, server_name=self._server_name))
 
     async def _explained(self, status: Status) -> OpenFedError:
         """What the server raised; else what the probe finds; else what gRPC says."""
@@ -363,6 +359,28 @@ _STATUS: dict[Any, tuple[str, bool]] = {
     grpc.StatusCode.UNIMPLEMENTED: ("T10", True),
 }
 """Status that gRPC itself makes -> code, permanent."""
+
+
+async def _unawaited(work: Callable[[], A]) -> A:
+    """In a thread that no exit waits for: a probe of a silent address takes seconds."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[A] = loop.create_future()
+
+    def deliver(give: Callable[[Any], None], what: Any) -> None:
+        if not done.done():
+            give(what)
+
+    def run() -> None:
+        answer: tuple[Callable[[Any], None], Any]
+        try:
+            answer = done.set_result, work()
+        except Exception as error:  # noqa: BLE001 (raised again where it is awaited)
+            answer = done.set_exception, error
+        with suppress(RuntimeError):  # the loop is gone, and with it whoever asked
+            loop.call_soon_threadsafe(deliver, *answer)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
 
 
 def _status(error: Any) -> Status:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from openfed.errors import WireError
+from openfed.parse import DIGEST, strict_json
 from openfed.typing import Json
 from openfed.wire import federation_pb2 as pb
 from openfed.wire.messages import (
@@ -43,7 +44,6 @@ MOST_SIZE = 1 << 50  # bytes of a blob
 MOST_ROUND = 1 << 31
 MOST_SECONDS = 1e9
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 _STATES = dict(enumerate(RunState, start=1))
 _RULINGS = dict(enumerate(Ruling, start=1))
@@ -341,7 +341,7 @@ def _ids(where: str, texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _digest(where: str, text: str) -> str:
-    if not _DIGEST.fullmatch(text):
+    if not DIGEST.fullmatch(text):
         _refuse(where, "64 lower-case hexadecimal digits", repr(text[:80]))
     return text
 
@@ -368,29 +368,12 @@ def _settings(text: str) -> Mapping[str, Json]:
     if len(text) > MOST_SETTINGS:
         _refuse("Assignment.settings", f"at most {MOST_SETTINGS} characters", f"{len(text)}")
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_each_once,
-            parse_constant=_finite,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:
+        value: Mapping[str, Json] = strict_json(text)
+    except ValueError as error:
         raise WireError("W10", f"Assignment.settings: not canonical JSON: {error}") from error
     if not isinstance(value, dict):
         _refuse("Assignment.settings", "a JSON object", type(value).__name__)
     return value
-
-
-def _each_once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key twice")
-    return dict(pairs)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError(f"{text} is not finite")
-    return float(text)
 
 
 _TO: Mapping[type, Callable[[Any], Message]] = {

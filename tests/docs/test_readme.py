@@ -45,10 +45,10 @@ def test_every_command_of_the_table_is_there():
             assert command is not None, line
 
 
-def test_the_plan_in_it_can_be_run(tmp_path):
+def test_the_plan_in_it_is_that_of_the_template(tmp_path):
     create(tmp_path / "w", "torch_digits")
     (plan,) = blocks("yaml")
-    (tmp_path / "w" / "plan" / "plan.yaml").write_text(plan)
+    assert (tmp_path / "w" / "plan" / "plan.yaml").read_text() == plan
     assert load_plan(tmp_path / "w" / "plan" / "plan.yaml").rounds == 10
 
 

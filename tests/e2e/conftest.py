@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+TEMPLATES = Path(__file__).parents[2] / "workspace_templates"
 FX = (sys.executable, "-m", "openfed")
 
 LINE = '''"""y = slope * x + offset; `FAULT` and `go` are for tests."""
@@ -101,17 +102,21 @@ class Workspace:
             **settings,
         )
 
-    def start(self, *words) -> subprocess.Popen:
-        out = open(self.root / f"out{len(self.started)}.txt", "wb")  # noqa: SIM115
-        process = subprocess.Popen(
-            [*FX, *words], cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-        )
-        out.close()
+    def start(self, *words, **settings) -> subprocess.Popen:
+        with open(self.root / f"out{len(self.started)}.txt", "wb") as out:
+            settings = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out} | settings
+            process = subprocess.Popen([*FX, *words], cwd=self.root, **settings)
         self.started.append(process)
         return process
 
     def said(self, process) -> str:
         return (self.root / f"out{self.started.index(process)}.txt").read_text(errors="replace")
+
+    def hold(self, *words) -> subprocess.Popen:
+        """Start a run of `workspace.line()`, and wait until it waits in round 3."""
+        process = self.start(*words)
+        self.wait_until(lambda: self.calls("mill") == 3, "round 3 at mill")
+        return process
 
     def calls(self, site: str) -> int:
         path = self.root / f"{site}.calls"
@@ -125,6 +130,11 @@ class Workspace:
 
     def digest(self) -> str:
         return self.manifest()["models"]["last"]["digest"]
+
+    def edit(self, old: str, new: str, file: str = "plan/plan.yaml"):
+        text = (self.root / file).read_text()
+        assert old in text
+        (self.root / file).write_text(text.replace(old, new, 1))
 
     def events(self, kind: str) -> list[dict]:
         path = self.root / "logs" / "events.jsonl"
@@ -166,25 +176,50 @@ class Workspace:
             os.kill(pid, signal.SIGKILL)
 
 
+def line(root: Path, fault: str = "", more: str = "") -> Workspace:
+    """A workspace whose run waits in mill's third training until `go()`."""
+    shutil.copytree(TEMPLATES / "numpy_linear", root)
+    (root / "src" / "linear.py").write_text(LINE + fault)
+    (root / "plan" / "plan.yaml").write_text(PLAN.format(port=free_port(), more=more))
+    return Workspace(root)
+
+
+def copy(source: Path, root: Path) -> Workspace:
+    shutil.copytree(source, root)
+    return Workspace(root)
+
+
 @pytest.fixture
 def workspace(tmp_path):
-    """Makes workspaces: `workspace(template)` or `workspace.line(fault=..., more=...)`."""
+    """Makes workspaces: `workspace(template)`, `workspace.copy(root)`, `workspace.line(...)`."""
     made = []
 
-    def make(template: str = "numpy_linear") -> Workspace:
-        root = tmp_path / f"w{len(made)}"
-        shutil.copytree(ROOT / "workspace_templates" / template, root)
-        made.append(Workspace(root))
+    def add(make, *arguments, **options) -> Workspace:
+        made.append(make(*arguments, tmp_path / f"w{len(made)}", **options))
         return made[-1]
 
-    def line(fault: str = "", more: str = "", port: int | None = None) -> Workspace:
-        here = make()
-        (here.root / "src" / "linear.py").write_text(LINE + fault)
-        text = PLAN.format(port=free_port() if port is None else port, more=more)
-        (here.root / "plan" / "plan.yaml").write_text(text)
-        return here
+    def template(name: str = "numpy_linear") -> Workspace:
+        return add(copy, TEMPLATES / name)
 
-    make.line = line
-    yield make
+    template.copy = partial(add, copy)
+    template.line = partial(add, line)
+    yield template
     for here in made:
         here.close()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A workspace in which numpy_linear ran once, and what `fx run --json` did there."""
+    here = copy(TEMPLATES / "numpy_linear", tmp_path_factory.mktemp("trained") / "w")
+    return here, here.fx("run", "--json")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> str:
+    """The digest of the last model of `workspace.line()` when nothing happens to the run."""
+    here = line(tmp_path_factory.mktemp("undisturbed") / "w")
+    here.go()
+    ran = here.fx("run")
+    assert ran.returncode == 0, ran.stderr
+    return here.digest()

@@ -42,7 +42,7 @@ class Child:
         for name in ("in", "out"):
             (self.exchange / name).mkdir(parents=True)
         settings = {"train": "src.code:train", "validate": "src.code:validate"}
-        settings |= {"shapes": {"w": [2], "b": []}}
+        settings |= {"init": None, "shapes": {"w": [2], "b": []}, "settings": {}}
         self.config = {
             "workspace": str(self.workspace),
             "collaborator": "one",
@@ -53,6 +53,9 @@ class Child:
             "data_loader": {"name": "src.code:Data", "settings": {}},
             "metrics": [],
             "scope": [],
+            "device": "cpu",
+            "threads": 1,
+            "output_limit": 16 << 20,
             **more,
         }
         (self.exchange / "task.json").write_text(json.dumps(self.config))
@@ -129,7 +132,7 @@ def ready(child: Child) -> Child:
 def test_a_task_process_says_hello_then_ready_then_answers_tasks(child: Start) -> None:
     one = child()
     hello = one.start("--previous-exit", "-9")
-    assert hello == {"op": "hello", "pid": one.process.pid, "previous_exit": -9}
+    assert hello == {"op": "hello", "previous_exit": -9}
     message = one.heard()
     assert message["op"] == "ready"
     assert message["import_seconds"] > 0
@@ -157,7 +160,10 @@ FAILURES = {
     "returns text": ("record['w'] = np.array(['a', 'b']); return record, 3, {}", "K07", "str"),
     "trained on nothing": ("return record, 0, {}", "K04", "n = 0"),
     "reports what is not planned": ("return record, 3, {'dice': 1.0}", "K08", "dice"),
-    "returns nothing": ("return None", "K02", "TypeError"),
+    "returns nothing": ("return None", "K12", "src.code:train returned None, expected (record, n"),
+    "returns too little": ("return record, 3", "K12", "returned (dict, int), expected (record, n"),
+    "mixes them up": ("return record, {}, 3", "K12", "returned (dict, dict, int), expected"),
+    "reports text": ("return record, 3, {'loss': 'low'}", "K12", "loss is a str"),
     "recurses for ever": ("return train(record, data, settings)", "K02", "RecursionError"),
     "is interrupted": ("raise KeyboardInterrupt", "K02", "KeyboardInterrupt"),
 }
@@ -264,6 +270,41 @@ def test_it_ends_when_the_launchers_pipe_ends(child: Start) -> None:
     one = ready(child())
     one.process.stdin.close()
     assert one.process.wait(20) == 0
+
+
+LAUNCHER = """
+import subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_it_dies_with_its_launcher_where_user_code_lets_no_thread_run(child: Start) -> None:
+    code = FINE.replace(
+        'record["w"] += 1',
+        "import re; open('begun', 'w').close(); re.match('(a+)+$', 'a' * 60 + 'b')",
+    )
+    one = child(code)
+    os.mkfifo(one.workspace / "begun")
+    command = [sys.executable, "-P", "-m", "openfed.tasks.child", "--exchange", str(one.exchange)]
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, *command], stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        pid = int(launcher.stdout.readline())
+        try:
+            one.server.settimeout(60)
+            one.connection, _ = one.server.accept()
+            one.connection.settimeout(20)
+            assert [one.heard()["op"], one.heard()["op"]] == ["hello", "ready"]
+            one.say("train")
+            (one.workspace / "begun").read_text()
+            launcher.kill()
+            assert channel.receive(one.connection) is None
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
 
 
 def test_ctrl_c_is_the_launchers_business(child: Start) -> None:
@@ -399,4 +440,12 @@ def test_code_that_fails_to_make_a_model_is_told_in_the_last_line(
     assert told["code"] == "K01"
     assert 'File "src/code.py", line 2' in told["traceback"]
     assert "café" in told["message"]
+    assert list(tmp_path.glob("*.frame")) == []
+
+
+def test_a_typo_in_scope_is_told_before_anything_is_shared(child: Start, tmp_path: Path) -> None:
+    done = initial(child(scope=[["bb", "local"]]), tmp_path)
+    told = json.loads(done.stderr.strip().splitlines()[-1])
+    assert (done.returncode, told["code"], told["traceback"]) == (5, "K11", "")
+    assert told["message"] == "scope: 'bb' matches no entry of the model, which has b, w"
     assert list(tmp_path.glob("*.frame")) == []

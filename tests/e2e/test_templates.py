@@ -52,6 +52,17 @@ def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
     forget()
 
 
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Callable[[str, list[tuple[float, float]]], None]:
+    """Prints a comparison where the reader of a test run sees it, also when the test passes."""
+
+    def show(name: str, results: list[tuple[float, float]]) -> None:
+        with capsys.disabled():
+            print(f"\n{name}, federated and pooled: {np.round(results, 4).tolist()}")
+
+    return show
+
+
 def sites(folder: Path, plan: Plan, scratch: Path) -> dict[str, tuple[Config, Any]]:
     """Every collaborator's configuration, as its task process reads it, and its data."""
     found = {}
@@ -171,7 +182,7 @@ def test_digits_are_learned_in_three_rounds(enter: Callable[[str], Path], tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_digits_are_as_good_as_pooled_in_five_seeds(
-    enter: Callable[[str], Path], tmp_path: Path, workspace: Any
+    enter: Callable[[str], Path], tmp_path: Path, workspace: Any, show: Callable[..., None]
 ) -> None:
     folder, here = enter("torch_digits"), workspace("torch_digits")
     results = []
@@ -180,7 +191,7 @@ def test_digits_are_as_good_as_pooled_in_five_seeds(
         assert plan.rounds == 10 and len(plan.collaborators) == 2
         federated = over_mtls(here, f"seed={seed}")
         results.append((federated, pooled(folder, plan, tmp_path, torch.cat, 32)))
-    print("torch_digits, federated and pooled:", np.round(results, 4).tolist())
+    show("torch_digits", results)
     each, together = np.array(results).T
     assert each.min() >= 0.96
     assert abs(each.mean() - together.mean()) <= 0.01
@@ -189,7 +200,7 @@ def test_digits_are_as_good_as_pooled_in_five_seeds(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_breast_cancer_is_as_good_as_pooled_over_five_splits(
-    enter: Callable[[str], Path], tmp_path: Path, workspace: Any
+    enter: Callable[[str], Path], tmp_path: Path, workspace: Any, show: Callable[..., None]
 ) -> None:
     folder, here = enter("sklearn_breast_cancer"), workspace("sklearn_breast_cancer")
     results = []
@@ -199,7 +210,7 @@ def test_breast_cancer_is_as_good_as_pooled_over_five_splits(
         assert len(plan.collaborators) == 3 and plan.data_loader.settings["split"] == split
         joined = pooled(folder, plan, tmp_path, np.concatenate, 1000)
         results.append((over_mtls(here, setting), joined))
-    print("sklearn_breast_cancer, federated and pooled:", np.round(results, 4).tolist())
+    show("sklearn_breast_cancer", results)
     each, together = np.mean(results, axis=0)
     assert each > 0.95
     assert abs(each - together) <= 0.02

@@ -13,7 +13,6 @@ import threading
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -469,10 +468,3 @@ def test_proxies_of_the_environment_are_ignored(monkeypatch):
             assert (await greet(port, ONE)).state is RunState.RUNNING
 
     asyncio.run(main())
-
-
-def test_there_is_no_plaintext_mode_in_the_source():
-    package = Path(probe.__file__).parents[1]
-    source = "".join(path.read_text() for path in package.rglob("*.py"))
-    assert "secure_channel(" in source
-    assert "insecure_" not in source

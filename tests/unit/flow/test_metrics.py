@@ -29,8 +29,12 @@ def test_a_metric_that_no_site_has_is_absent():
     assert rows(1, 0, [("one", {"n": (0.0,), "metrics/validate/loss": (0.0, 0.0)})]) == []
 
 
-def test_sums_per_class_end_where_a_sites_classes_end():
-    assert merge([(1.0, 2.0, 3.0), (1.0, 1.0, 1.0, 5.0, 6.0, 7.0)]) == (2, 3, 4, 5, 6, 7)
+def test_sums_of_different_numbers_of_classes_have_no_aggregate():
+    assert merge([(1.0, 2.0), (3.0, 4.0)]) == (4, 6)
+    assert merge([(1.0, 2.0, 3.0), (1.0,) * 6]) == ()
+    replies = [(who, {"n": (1.0,), "metrics/validate/f1": (1.0,) * k}) for who, k in
+               (("one", 6), ("two", 9))]  # fmt: skip
+    assert [row["collaborator"] for row in rows(1, 0, replies)] == ["one", "two"]
 
 
 def test_sums_of_the_wrong_number_are_refused():

@@ -40,6 +40,24 @@ NODES = {
         "'--previous-exit' in sys.argv or os.kill(os.getpid(), signal.SIGKILL)"
     ),
     "ends": "import sys; sys.exit(3)",
+    "forks": (
+        "import os, sys, time\n"
+        "if pid := os.fork():\n"
+        "    print(pid, flush=True)\n"
+        "    os._exit(0)\n"
+        "time.sleep(60)"
+    ),
+    "escapes": (
+        "import os, sys, time\n"
+        "reading, writing = os.pipe()\n"
+        "if pid := os.fork():\n"
+        "    os.read(reading, 1)\n"
+        "    print(pid, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.setsid()\n"
+        "os.write(writing, b'x')\n"
+        "time.sleep(60)"
+    ),
     "stubborn": "import signal; print('up', flush=True); signal.pause()",
 }
 
@@ -113,6 +131,30 @@ def test_a_node_that_does_not_listen_is_killed(spec):
     node.stop()
     node.wait(0.1)
     assert happened.get(timeout=10).code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_what_a_node_forked_and_left_behind_is_killed_and_nobody_waits_for_it(spec, kind):
+    happened = queue.SimpleQueue()
+    made = spec("forks", kind)
+    node = Process(made, happened.put)
+    line = happened.get(timeout=10) if kind != Kind.TASK else None
+    assert happened.get(timeout=10).code == 0
+    assert gone(int(line.text if line else made.log.read_bytes()))
+    node.wait(5)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_pipe_that_another_session_holds_does_not_keep_a_node_alive(spec, kind):
+    happened = queue.SimpleQueue()
+    made = spec("escapes", kind)
+    node = Process(made, happened.put)
+    line = happened.get(timeout=10) if kind != Kind.TASK else None
+    try:
+        assert happened.get(timeout=10).code == 0
+        node.wait(5)
+    finally:
+        os.kill(int(line.text if line else made.log.read_bytes()), signal.SIGKILL)
 
 
 def test_nodes_end_when_their_launcher_is_killed(spec, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from openfed.errors import TaskError
+from openfed.node.aggregator import Aggregator
 from openfed.node.trainer import DirectTrainer
 from openfed.store.journal import Journal
 from openfed.store.local import LocalStore
@@ -106,6 +107,12 @@ def test_local_state_is_versioned_and_only_an_accepted_reply_moves_it(lab):
     store.close()
 
 
+def keep(source, target):
+    """Copy a file, unless another thread has just swept it."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
+
 def crash_points(here, wrap):
     """Run, and after every commit of the journal keep what is on the aggregator's disk."""
     kept = []
@@ -119,8 +126,10 @@ def crash_points(here, wrap):
         if not inner:
             with self._lock:
                 copy = wrap / f"{len(kept):03d}"
-                skip = shutil.ignore_patterns("agents")
-                shutil.copytree(here.root / "runs" / "r1", copy / "runs" / "r1", ignore=skip)
+                skip = shutil.ignore_patterns("agents", "growing")
+                shutil.copytree(
+                    here.root / "runs" / "r1", copy / "runs" / "r1", ignore=skip, copy_function=keep
+                )
                 kept.append(copy)
 
     Journal.transaction = watched
@@ -227,6 +236,7 @@ def test_training_stops_when_the_metric_no_longer_improves(lab):
     here = lab({"one": lab.toy(1.0, 10, breaks=score)}, rounds=9, more=more)
     ended = here.run()
     assert ended.summary["rounds"] == 3
+    assert ended.summary["reason"] == "stopped early: accuracy did not improve in 2 validations"
     assert read_model(here.root / "save" / "toy_last.safetensors")["bn.count"] == 10 + 20 + 30
     assert [m["model"] for m in here.of("metric") if m["metric"] == "accuracy"][-1] == 3
 
@@ -333,11 +343,12 @@ def test_sums_that_overflow_never_become_a_model(lab):
 
 def test_a_disk_that_fails_at_the_end_leaves_a_run_that_can_be_resumed(lab):
     here = two(lab, rounds=2)
-    (here.root / "save" / "manifest.json").mkdir()  # cannot be replaced by a file
+    manifest = here.root / "save" / "manifest.json"
+    here.toys["one"].breaks = lambda toy, task: manifest.mkdir(exist_ok=True)  # no file fits there
     with pytest.raises(OSError):
         here.run()
     assert choose_run(here.root, here.lock.digest).action == "resume"
-    (here.root / "save" / "manifest.json").rmdir()
+    manifest.rmdir()
     before = len(here.toys["one"].seen)
     assert here.run().state == "completed"
     assert len(here.toys["one"].seen) == before  # everything was answered from the journal
@@ -360,3 +371,50 @@ def test_frozen_entries_are_stored_once(lab):
         Spool.put = put
     frozen = digest(Record({"fixed": np.float32([7, 8])}))
     assert puts.count(frozen) == 1
+
+
+def test_a_failed_run_leaves_the_last_and_the_best_model_of_its_rounds(lab):
+    here = two(lab, rounds=4)
+    here.toys["two"].breaks = fails("K23")
+    ended = here.run()
+    assert (ended.state, ended.summary["rounds"]) == ("failed", 1)
+    assert last_digest(here) == ended.summary["model"]["digest"]
+    assert read_model(here.root / "save" / "toy_last.safetensors")["bn.count"] == 30
+    assert (here.root / "save" / "toy_best.safetensors").exists()
+
+
+def test_a_run_that_fails_before_its_first_round_shows_no_model_of_an_earlier_one(lab):
+    here = two(lab, rounds=2)
+    here.run("r1")
+
+    def at_once(toy, task):
+        raise TaskError("K23", "no data")
+
+    here.toys["two"].breaks = at_once
+    ended = here.run("r2")
+    assert ended.state == "failed" and ended.summary["model"] is None
+    left = {path.name for path in (here.root / "save").iterdir()}
+    assert left == {"toy_init.safetensors", "manifest.json"}
+
+
+def test_what_one_site_says_when_it_fails_is_not_told_to_another(lab):
+    here = two(lab, rounds=2)
+
+    def secret(toy, task):
+        raise TaskError("K02", "no such patient 12345", traceback="patient 12345")
+
+    here.toys["two"].breaks = secret
+    told, orders = [], Aggregator._orders
+
+    def listen(self, name, asking):
+        found = orders(self, name, asking)
+        told.append(found.reason)
+        return found
+
+    Aggregator._orders = listen
+    try:
+        ended = here.run()
+    finally:
+        Aggregator._orders = orders
+    assert "12345" in ended.reason
+    assert any(told) and not any("12345" in reason for reason in told)

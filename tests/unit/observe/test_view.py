@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from openfed.observe.console import console, render
 from openfed.observe.files import METRICS, read, recorder
-from openfed.observe.text import clean, has_news, lines, number, row_line, size
+from openfed.observe.text import (
+    clean,
+    has_news,
+    lines,
+    number,
+    plural,
+    row_line,
+    size,
+)
 from openfed.observe.view import View, fold, fold_all
 
 STARTED = {
@@ -142,6 +150,52 @@ def test_who_is_waited_for_is_named():
     assert told[-1] == "one joined (1 of 2, waiting for two)"
 
 
+def test_a_site_that_never_came_is_shown_as_not_connected_whatever_is_asked_of_it():
+    view = fold_all([STARTED, opened(1, "validate"), joined("one")])
+    assert [site.shown for site in view.sites.values()] == ["validate", "not connected"]
+    assert "not connected" in rendered(view)
+
+
+def test_who_was_refused_is_told_on_one_line():
+    refused = {"event": "node.refused", "collaborator": "eve", "role": "collaborator"}
+    refused |= {"code": "R02", "message": "no such name\nin the plan"}
+    assert printed([STARTED, refused])[-1] == "refused eve: R02 no such name in the plan"
+
+
+def test_where_the_aggregator_listens_is_told():
+    assert printed([{"event": "listening", "address": "[::]:5"}]) == ["listening on [::]:5"]
+
+
+def test_the_reason_of_a_run_that_stopped_early_is_told():
+    told = printed([*WHOLE[:-1], {**ENDED, "rounds": 1, "reason": "stopped early: enough"}])
+    assert told[-1] == "completed after 1 of 2 rounds: stopped early: enough"
+
+
+def test_one_round_is_not_one_rounds():
+    assert printed([{**STARTED, "rounds": 1}])[0].endswith(", 1 round")
+    assert plural(0, "round") == "0 rounds"
+
+
+NO_SCORES = "no site gave validation data: no scores, no best model"
+
+
+def test_a_run_without_any_validation_data_says_so():
+    asked = [STARTED, opened(1, "validate"), opened(1, "train")]
+    assert NO_SCORES in printed([*asked, ENDED])
+    assert NO_SCORES not in printed([*asked, {**ENDED, "status": "failed"}])
+    assert NO_SCORES not in printed([STARTED, opened(1, "train"), ENDED]), "none was planned"
+    assert NO_SCORES not in printed(WHOLE)
+
+
+def test_what_the_caller_says_itself_is_not_said_but_its_rows_are():
+    stream = StringIO()
+    with console(stream, quiet=("run.ended",)) as show:
+        for event in WHOLE:
+            show(event)
+    assert "completed" not in stream.getvalue()
+    assert "round 2/2  loss 0.2500" in stream.getvalue()
+
+
 def test_a_resumed_run_keeps_the_rows_it_has():
     view = fold_all(WHOLE[:14] + [{**STARTED, "resumed": True}])
     assert view.rows[1].scores["loss"] == 0.5
@@ -195,7 +249,7 @@ def rendered(view, width=80, height=1000):
 
     stream = StringIO()
     Console(file=stream, width=width, markup=False, force_terminal=False).print(
-        render(view, height)
+        render(view, height, width)
     )
     return stream.getvalue()
 
@@ -205,6 +259,25 @@ def test_the_live_tables_fit_eighty_columns_and_show_every_site_and_round():
     assert all(len(line) <= 80 for line in text.splitlines())
     for expected in ("1/2", "0.7500", "2.0 MB", "one", "two", "train: failed K02", "accuracy"):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (120, "round accuracy loss train/loss n seconds up down"),
+        (57, "round accuracy loss train/loss n seconds"),
+        (56, "round accuracy loss train/loss n"),
+        (50, "round accuracy loss train/loss n"),
+        (42, "round accuracy loss train/loss"),
+        (30, "round accuracy loss"),
+        (20, "round accuracy"),
+    ],
+)
+def test_in_a_narrow_terminal_whole_columns_go_and_no_number_is_cut(width, headings):
+    lines = rendered(fold_all(WHOLE[:20]), width).splitlines()
+    assert next(line for line in lines if "round" in line).split() == headings.split()
+    assert "…" not in "".join(lines[:6])
+    assert all(len(line) <= width for line in lines[:6])
 
 
 def test_the_live_tables_show_the_latest_rounds_where_not_all_fit():

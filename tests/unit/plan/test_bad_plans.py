@@ -126,6 +126,9 @@ BAD: tuple[tuple[str, str, str, str, int, str], ...] = (
     ("a path for a name", "name: digits", "name: ../digits", "P14", 2, "letters, digits"),
     ("enrolled", "[one, two]", "enrolled", "P18", 8, "list the names"),
     # contradictions
+    ("nothing is trained", "tasks: [validate, train, validate_tuned]", "tasks: [validate]", "P15",
+     19, "expected train"),
+    ("no epochs, no steps", "epochs: 3", "epochs: null", "P15", 10, "got neither"),
     ("epochs and steps", "epochs: 3", "epochs: 3\n    steps: 5", "P15", 10, "epochs or steps"),
     ("tuned before train", "[validate, train, validate_tuned]", "[validate, validate_tuned]",
      "P15", 19, "put train before it"),
@@ -171,6 +174,21 @@ def test_bad_plan_is_answered_with_code_line_and_remedy(
 def test_table_is_long_and_its_names_differ() -> None:
     assert len(BAD) >= 40
     assert len({bad[0] for bad in BAD}) == len(BAD)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        ("[localhost]", "[localhost:50051]", "P13"),
+        ("[one, two]", "[1]", "P07"),
+    ],
+)
+def test_a_list_of_wrong_items_is_not_called_too_short(
+    load: Callable[..., Plan], plan_text: str, old: str, new: str, code: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        load(spoilt(plan_text, old, new))
+    assert [problem.code for problem in caught.value.problems] == [code]
 
 
 SCRIPT = """

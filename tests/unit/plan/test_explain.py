@@ -44,7 +44,8 @@ What leaves a site
 
 What stays at the site
   The data: no record leaves the site
-  The parts of the model that match head.*: every site keeps its own
+  The parts of the model that match head.*: every site keeps its own, and the saved model
+      does not have them
   Private keys, and what the site's own settings say
 
 Who sees what

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from openfed.errors import PlanError
-from openfed.plan.local import read_local, read_site
+from openfed.plan.local import read_local
 
 SITES = ("one", "two")
 
@@ -52,15 +52,6 @@ def test_bad_local_yaml_is_answered_like_a_bad_plan(
         read_local(write(text), SITES)
     found = [(p.code, p.where, p.message) for p in caught.value.problems]
     assert any(found_[:2] == (code, where) and remedy in found_[2] for found_ in found), found
-
-
-def test_site_yaml_says_what_one_site_decides(write: Callable[[str], Path]) -> None:
-    site = read_site(write("name: one\ndata: /srv/data\nthreads: 4\n"))
-    assert (site.name, site.data, site.device, site.threads) == ("one", "/srv/data", "auto", 4)
-    with pytest.raises(PlanError, match="add data: data/one"):
-        read_site(write("name: one\n"))
-    with pytest.raises(PlanError, match="P14"):
-        read_site(write("name: ../one\ndata: a\n"))
 
 
 def test_a_missing_file_is_a_plan_error(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def quick(examples: int) -> settings:
     return settings(max_examples=examples, deadline=None, suppress_health_check=checks)
 
 
-@quick(250)
+@quick(100)
 @given(data=st.data())
 def test_a_plan_with_another_value_is_a_plan_or_refused(
     workspace: Path, plan_text: str, data: st.DataObject

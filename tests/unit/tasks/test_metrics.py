@@ -124,6 +124,22 @@ def test_a_users_metric_is_a_ratio_of_its_own_name() -> None:
     assert finish("dice", (3.0, 4.0)) == 0.75
 
 
+@given(data=st.data(), name=st.sampled_from([*METRICS, "dice"]))
+@settings(max_examples=300, deadline=None)
+def test_any_sums_of_the_right_length_are_finished(data: Any, name: str) -> None:
+    length = getattr(METRICS.get(name), "length", 2) or 3 * data.draw(st.integers(2, 4))
+    few = data.draw(st.lists(st.floats(), min_size=min(length, 12), max_size=min(length, 12)))
+    value = finish(name, (few * length)[:length])
+    assert value is None or np.isfinite(value)
+
+
+def test_sums_that_no_samples_have_give_no_value() -> None:
+    assert finish("rmse", (-1.0, 4.0)) is None
+    assert finish("mse", (1e308, 1e-308)) is None
+    assert finish("loss", (float("nan"), 1.0)) is None
+    assert finish("accuracy", (-1.0, 4.0)) == -0.25  # as noise may make it
+
+
 def test_sums_that_do_not_fit_are_refused() -> None:
     bad = {"accuracy": (1.0,), "f1": (1.0,) * 7, "auc": (1.0,) * 5, "dice": (1.0, 2.0, 3.0)}
     for name, sums in bad.items():

@@ -20,11 +20,19 @@ def train(record: Any, data: Any, settings: Any) -> Any:
 
 
 def validate(record: Any, data: Any, settings: Any) -> Any:
-    return 2, {"loss": float(abs(record["w"] - data).sum())}
+    return 2, {"loss": float(abs(record["w"] - data).sum()), "rmse": (8.0, 2.0)}
 
 
 def nobody(record: Any, data: Any, settings: Any) -> Any:
     return 0, {}
+
+
+def without_rmse(record: Any, data: Any, settings: Any) -> Any:
+    return 2, {"loss": 1.0}
+
+
+def bare_number(*given: Any) -> Any:
+    return 0.5
 
 
 def init(settings: Any) -> Any:
@@ -33,9 +41,20 @@ def init(settings: Any) -> Any:
 
 def runner(data: Any = 3.0, *, scope: Any = (), **more: Any) -> NumpyRunner:
     chosen = {"train": f"{__name__}:train", "validate": f"{__name__}:validate"}
-    chosen |= {"shapes": {"w": [], "noise": [2]}, "settings": {"lr": 0.25}, **more}
+    chosen |= {"init": None, "shapes": {"w": [], "noise": [2]}, "settings": {"lr": 0.25}, **more}
     config = Config(
-        Path(), "one", Choice("numpy", chosen), Choice("x", {}), metrics=("rmse",), scope=scope
+        workspace=Path(),
+        collaborator="one",
+        runner=Choice("numpy", chosen),
+        data_loader=Choice("unused", {}),
+        source=None,
+        seed=0,
+        rounds=2,
+        metrics=("rmse",),
+        scope=scope,
+        device="cpu",
+        threads=1,
+        output_limit=0,
     )
     return NumpyRunner(config, data)
 
@@ -69,7 +88,8 @@ def test_validation_reports_its_own_n_and_may_be_absent() -> None:
     one = runner()
     model, _ = one.initial(0)
     got = one.run(task("validate"), model, {}).numbers
-    assert got == {"n": (2.0,), "metrics/validate/loss": (6.0, 2.0)}
+    sums = {"metrics/validate/loss": (6.0, 2.0), "metrics/validate/rmse": (8.0, 2.0)}
+    assert got == {"n": (2.0,), **sums}
     assert runner(validate=None).run(task("validate"), model, {}).numbers == {"n": (0.0,)}
     nothing = runner(validate=f"{__name__}:nobody")
     assert nothing.run(task("validate"), model, {}).numbers == {"n": (0.0,)}
@@ -106,3 +126,28 @@ def test_settings_of_the_task_come_over_those_of_the_plan() -> None:
 def test_a_runner_without_shapes_or_init_is_refused() -> None:
     with pytest.raises(TaskError, match="K08.*`shapes` or `init`"):
         runner(shapes=None)
+
+
+def test_a_metric_of_the_plan_that_validation_does_not_return_is_named() -> None:
+    one = runner(validate=f"{__name__}:without_rmse")
+    with pytest.raises(TaskError, match="K13.*`metrics` asks for rmse, which .*:without_rmse did"):
+        one.run(task("validate"), one.initial(0)[0], {})
+
+
+def test_functions_that_return_something_else_are_named_with_what_is_expected() -> None:
+    other = f"{__name__}:bare_number"
+    for name, change, expected in (
+        ("train", {"train": other}, r"expected \(record, n, metrics\)"),
+        ("validate", {"validate": other}, r"expected \(n, metrics\)"),
+        ("train", {"init": other, "shapes": None}, "expected record: a dict"),
+    ):
+        with pytest.raises(TaskError, match=f"K12.*:bare_number returned a float, {expected}"):
+            runner(**change).run(task(name), {"w": np.zeros(()), "noise": np.zeros(2)}, {})
+
+
+def test_a_local_pattern_that_keeps_nothing_is_refused() -> None:
+    with pytest.raises(TaskError, match="K11.*scope: 'nose' matches no .* which has noise, w"):
+        runner(scope=(("nose", "local"),)).initial(0)
+    with pytest.raises(TaskError, match="K11.*'noise' is local, but a pattern before it shares"):
+        runner(scope=(("*", "global"), ("noise", "local"))).initial(0)
+    runner(scope=(("n*", "local"), ("noise", "local"), ("nothing", "global"))).initial(0)

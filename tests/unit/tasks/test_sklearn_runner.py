@@ -44,16 +44,36 @@ def runner(
         more.pop(k, d) for k, d in (("epochs", 1), ("metrics", ()), ("scope", ()))
     )
     chosen: dict[str, Any] = {"features": FEATURES, "epochs": epochs}
-    chosen["estimator"] = {f"sklearn.linear_model:{name}": more}
+    chosen["estimator"] = {"name": f"sklearn.linear_model:{name}", "settings": more}
     chosen["classes"] = None if classes is None else list(classes)
     config = Config(
-        Path(), "one", Choice("sklearn", chosen), Choice("x", {}), metrics=metrics, scope=scope
+        workspace=Path(),
+        collaborator="one",
+        runner=Choice("sklearn", chosen),
+        data_loader=Choice("unused", {}),
+        source=None,
+        seed=0,
+        rounds=4,
+        metrics=metrics,
+        scope=scope,
+        device="cpu",
+        threads=1,
+        output_limit=0,
     )
     return SklearnRunner(config, data)
 
 
 def task(name: str = "train", round: int = 1, **settings: Any) -> Task:
     return Task(name, round, 4, "one", derive(5, round, "one", name), settings)
+
+
+def test_typos_in_scope_and_metrics_of_another_task_are_named() -> None:
+    one = runner("SGDClassifier", Data((0, 1)), scope=(("coef", "local"),))
+    with pytest.raises(TaskError, match="K11.*'coef' matches no entry .* has coef_, intercept_"):
+        one.initial(0)
+    one = runner("SGDClassifier", Data((0, 1, 2)), (0, 1, 2), metrics=("auc",))
+    with pytest.raises(TaskError, match="K13.*asks for auc.*the model has 3.*outputs of two"):
+        one.run(task("validate"), one.initial(0)[0], {})
 
 
 KINDS = {

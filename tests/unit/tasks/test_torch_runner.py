@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openfed.errors import TaskError
+from openfed.plan.choices import LOSSES, TorchSettings
 from openfed.tasks.base import Outcome, Task
 from openfed.tasks.config import Choice, Config
 from openfed.tasks.metrics import add, finish
+from openfed.tasks.schedules import cosine, exponential, linear, step
 from openfed.tasks.seeds import derive
-from openfed.tasks.torch import TorchRunner, cosine, exponential, linear, step, to_array, to_tensor
+from openfed.tasks.torch import TorchRunner
+from openfed.tasks.torch_state import to_array, to_tensor
 from openfed.tensors.frame import digest, pack, unpack
 from openfed.tensors.record import Kind, Record
 
@@ -95,6 +98,26 @@ def user_metric(output: Tensor, targets: Tensor) -> tuple[float, float]:
     return float((output.argmax(1) == targets).sum()), len(targets)
 
 
+def bare_metric(output: Tensor, targets: Tensor) -> Tensor:
+    return (output.argmax(1) == targets).float().mean()
+
+
+def unary_metric(output: Tensor) -> tuple[float, float]:
+    return 1.0, 2.0
+
+
+def loss_of_targets(output: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(output, targets)
+
+
+def loss_per_sample(output: Tensor, batch: Any) -> Tensor:
+    return functional.cross_entropy(output, batch[1], reduction="none")
+
+
+def bare_loop(model: nn.Module, batches: Any, ctx: Any) -> float:
+    return float(sum(len(inputs) for inputs, _ in batches))
+
+
 def user_loop(model: nn.Module, batches: Any, ctx: Any) -> dict[str, Any]:
     total = count = 0.0
     for _ in range(ctx.settings["epochs"]):
@@ -107,17 +130,33 @@ def user_loop(model: nn.Module, batches: Any, ctx: Any) -> dict[str, Any]:
     return {"loss": (total, count), "user_metric": ctx.round / 10}
 
 
-def runner(data: Any = None, **more: Any) -> TorchRunner:
-    own = {key: more.pop(key) for key in ("metrics", "scope") if key in more}
-    chosen = {
-        "model": {f"{__name__}:Net": {}},
-        "loss": "cross_entropy",
-        "optimizer": {"adam": {"lr": 0.01}},
-        "epochs": 2,
-        **more,
-    }
-    loader = Choice("unused", {})
-    config = Config(Path(), "one", Choice("torch", chosen), loader, seed=5, device="cpu", **own)
+def named(choice: Any) -> dict[str, Any]:
+    """`"mse"` or `{"huber": {"delta": 2.0}}` as the canonical form of a plan has it."""
+    ((name, given),) = ({choice: {}} if isinstance(choice, str) else choice).items()
+    loss = LOSSES[name]().model_dump(exclude_none=True) if name in LOSSES else {}
+    return {"name": name, "settings": {**loss, **given}}
+
+
+def runner(data: Any = None, *, metrics: Any = (), scope: Any = (), **more: Any) -> TorchRunner:
+    chosen = {name: field.default for name, field in TorchSettings.model_fields.items()}
+    chosen |= {"model": f"{__name__}:Net", "loss": "cross_entropy", "epochs": 2}
+    chosen |= {"optimizer": {"adam": {"lr": 0.01}}, **more}
+    for name in ("model", "loss", "optimizer", "scheduler"):
+        chosen[name] = chosen[name] and named(chosen[name])
+    config = Config(
+        workspace=Path(),
+        collaborator="one",
+        runner=Choice("torch", chosen),
+        data_loader=Choice("unused", {}),
+        source=None,
+        seed=5,
+        rounds=4,
+        metrics=metrics,
+        scope=scope,
+        device="cpu",
+        threads=1,
+        output_limit=0,
+    )
     return TorchRunner(config, Data() if data is None else data)
 
 
@@ -353,7 +392,7 @@ def test_frozen_globs_do_not_travel_and_a_frozen_norm_keeps_its_statistics() -> 
             functional.cross_entropy(net(inputs), targets).backward()
             optimizer.step()
     assert same_bits(outcome.tensors, {name: arrays(net)[name] for name in outcome.tensors})
-    with pytest.raises(TaskError, match="K08.*'tail.*' matches no entry"):
+    with pytest.raises(TaskError, match="K11.*freeze: 'tail.*' matches no entry"):
         runner(freeze=["tail.*"]).initial(5)
 
 
@@ -540,6 +579,52 @@ def test_what_cannot_be_run_is_a_typed_error(change: dict[str, Any], said: str) 
 
     with pytest.raises(TaskError, match=said):
         attempt()
+
+
+OWN = {
+    "a metric of one number": (
+        {"metrics": (f"{__name__}:bare_metric",)},
+        r"K12.*:bare_metric returned a Tensor: return \(numerator, denominator\)",
+    ),
+    "a metric of one argument": (
+        {"metrics": (f"{__name__}:unary_metric",)},
+        r"K02.*:unary_metric raised TypeError.*called as \(output, targets\) -> \(num",
+    ),
+    "a loss of targets": (
+        {"loss": f"{__name__}:loss_of_targets"},
+        r"K02.*:loss_of_targets raised TypeError.*called as \(output, batch\) -> scalar",
+    ),
+    "a loss per sample": (
+        {"loss": f"{__name__}:loss_per_sample"},
+        r"K12.*:loss_per_sample returned a Tensor of shape \[4\], expected a scalar",
+    ),
+    "auc of three classes": ({"metrics": ("auc",)}, "K13.*asks for auc.*has 3.*outputs of two"),
+    "r2 of three columns": ({"metrics": ("r2",)}, "K13.*asks for r2.*one output and one target"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), OWN.values(), ids=list(OWN))
+def test_who_is_wrong_in_validation_is_named(change: dict[str, Any], said: str) -> None:
+    one = runner(**change)
+    with pytest.raises(TaskError, match=said):
+        one.run(task("validate"), one.initial(5)[0], {})
+
+
+def test_a_loop_that_returns_no_metrics_by_name_is_refused() -> None:
+    one = runner(train=f"{__name__}:bare_loop")
+    with pytest.raises(TaskError, match="K12.*:bare_loop returned a float, expected metrics"):
+        one.run(task(), one.initial(5)[0], {})
+
+
+def test_patterns_without_effect_are_refused_before_anything_is_shared() -> None:
+    for change, said in (
+        ({"scope": (("haed.*", "local"),)}, "scope: 'haed.*' matches no entry.* has body.0.bias"),
+        ({"param_groups": [{"match": "tail.*"}]}, "param_groups: 'tail.*' matches no entry"),
+    ):
+        one = runner(optimizer_state="average", **change)
+        with pytest.raises(TaskError, match=f"K11.*{said}"):
+            one.initial(5)
+    runner(scope=(("head.*", "local"),)).initial(5)
 
 
 @pytest.mark.parametrize("batch", [torch.ones(4, 6), [torch.ones(4, 6)] * 3, "text", (1, 2)])
