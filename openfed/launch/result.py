@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from openfed.errors import UsageError
@@ -63,7 +64,8 @@ def seconds(events: Sequence[Event], total: float, initial: float) -> dict[str, 
     """Where the `total` seconds of one `fx run` went.
 
     training: the user's code, the slowest site of every ask. imports: of the user's code and its
-    frameworks, with the `initial` model. openfed: what is left. per_round: its share of one round.
+    frameworks, with the `initial` model. openfed: what is left. per_round: its share of
+    a round, the median (the first round waits for everyone to start).
     """
     accounts = Accounts(lambda kind, fields: None, lambda: (0, 0))
     for event in events:
@@ -75,6 +77,6 @@ def seconds(events: Sequence[Event], total: float, initial: float) -> dict[str, 
         "training": training,
         "imports": imports,
         "openfed": max(0.0, total - training - imports),
-        "per_round": sum(own) / len(own) if own else 0.0,
+        "per_round": median(own) if own else 0.0,
     }
     return {name: round(value, 3) for name, value in spent.items()}
