@@ -46,7 +46,12 @@ def test_a_killed_collaborator_goes_on_where_it_was(workspace, undisturbed):
 def test_a_task_process_killed_between_two_tasks_is_not_missed(workspace, undisturbed):
     here = workspace.line()
     aggregator, farm, mill = start(here)
-    here.wait_until(lambda: len(here.events("reply")) >= 6, "farm's reply of round 3")
+
+    def answered():
+        wanted = {"round": 3, "task": "train", "collaborator": "farm"}.items()
+        return any(wanted <= event.items() for event in here.events("reply"))
+
+    here.wait_until(answered, "farm's reply of round 3")
     os.kill(here.processes()["task farm"], signal.SIGKILL)
     here.go()
     finish(here, aggregator, farm, mill)
