@@ -1,6 +1,5 @@
 """From the sums that sites report to the values that people read: pure functions."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list
         total = (AGGREGATE, merged, sum(n for _, _, n in given))
         for who, sums, n in (*given, total):
             value = finish(metric, sums) if sums else None
-            if value is not None and math.isfinite(value):
+            if value is not None:
                 row = {"round": round, "model": model, "collaborator": who, "task": task}
                 found.append({**row, "metric": metric, "value": value, "n": n})
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from openfed.errors import TaskError
+from openfed.flow.federation import Federation
 from openfed.node.aggregator import Aggregator
 from openfed.node.trainer import DirectTrainer
 from openfed.store.journal import Journal
@@ -418,3 +419,19 @@ def test_what_one_site_says_when_it_fails_is_not_told_to_another(lab):
         Aggregator._orders = orders
     assert "12345" in ended.reason
     assert any(told) and not any("12345" in reason for reason in told)
+
+
+def test_time_and_draws_are_the_same_again_when_the_flow_is_replayed(lab, tmp_path):
+    here = two(lab)
+    clock = iter((100.0, 200.0)).__next__
+
+    def life():
+        journal = Journal(tmp_path / "journal.sqlite")
+        fed = Federation(here.lock, None, journal, Spool(tmp_path), here.emit, clock)
+        told = fed.now(), fed.rng("mask", 1).integers(1 << 60), fed.rng("mask", 2).integers(1 << 60)
+        journal.close()
+        return told
+
+    first, again = life(), life()
+    assert first == again and first[0] == 100.0
+    assert first[1] != first[2]
