@@ -308,6 +308,19 @@ CODES: dict[str, Explanation] = {
         "other.",
         "Give sites: one entry for each collaborator.",
     ),
+    "P22": Explanation(
+        "codecs that do not go together",
+        "The stages of a chain work on one another's output: first those that choose or turn "
+        "numbers (topk, randomk, rotate), then at most one that makes codes of them (fp16, bf16, "
+        "quantize, lloyd, grid, ternary, kmeans), then those that pack bytes (zstd, entropy).",
+        "Change the chain as the message says.",
+    ),
+    "P23": Explanation(
+        "a stage that saves nothing",
+        "A part of `compression_pipeline` would make nothing smaller under this plan: it repeats "
+        "what another has done, has nothing to work on, or costs as much as it saves.",
+        "Remove it, or change what the message names.",
+    ),
     # -- C: certificates -----------------------------------------------------------------------
     "C01": Explanation(
         "not a certificate, key or request",
@@ -544,14 +557,19 @@ CODES: dict[str, Explanation] = {
     ),
     "W12": Explanation(
         "block refused",
-        "A block of a transfer is out of order, too large, damaged, or beyond the size that was"
-        " announced.",
+        "A block of a transfer is empty or too large.",
         "The sender is broken or hostile: look at its version and its log.",
     ),
     "W13": Explanation(
         "transfer incomplete",
-        "A transfer ended before its announced size.",
+        "An upload ended without its end mark.",
         "The sender is broken or hostile: look at its version and its log.",
+    ),
+    "W14": Explanation(
+        "packet of another model",
+        "What arrived holds differences from a model that is not the one asked for, or not there.",
+        "Nothing of it was used. If it repeats, restart the node that sent it: its store is out of"
+        " step with the run.",
     ),
     "W04": Explanation(
         "transfer of the wrong length",
@@ -564,6 +582,22 @@ CODES: dict[str, Explanation] = {
         "The bytes that arrived are not those that were announced, or were never uploaded.",
         "They were dropped and are sent again. If it repeats, a disk or memory at the sender is "
         "faulty.",
+    ),
+    "W20": Explanation(
+        "damaged chunk",
+        "The bytes of a compressed chunk cannot be what the plan's codecs gave: a scale, a symbol "
+        "or a position is out of range, or a compressed part is broken.",
+        "Nothing of it was used. The sender is broken or hostile: look at its version and its log.",
+    ),
+    "W21": Explanation(
+        "chunk of the wrong length",
+        "A compressed chunk has more or fewer bytes than its elements need.",
+        "Nothing of it was used. The sender is broken or hostile: look at its version and its log.",
+    ),
+    "W22": Explanation(
+        "codec not of the plan",
+        "What a peer sent names a codec, a version or settings that the plan does not have for it.",
+        "Check that both sides run the same plan and versions of openfed that fit.",
     ),
     # -- K: tasks, the user's code -------------------------------------------------------------
     "K01": Explanation(
@@ -625,9 +659,9 @@ CODES: dict[str, Explanation] = {
     ),
     "K11": Explanation(
         "a pattern that matches nothing",
-        "A pattern of the plan (`scope`, `freeze`, `param_groups`) has no effect on this model: "
-        "it matches no entry, or a pattern before it takes them all. What it should keep local "
-        "would be shared.",
+        "A pattern of the plan (`scope`, `freeze`, `param_groups`, `except`) has no effect on this "
+        "model: it matches no entry, or a pattern before it takes them all. What it should keep "
+        "local would be shared, what it should keep exact would be rounded.",
         "The message lists the model's entries: correct the pattern, or remove it.",
     ),
     "K12": Explanation(

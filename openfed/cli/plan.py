@@ -36,12 +36,17 @@ def initialize(address: str | None, overrides: tuple[str, ...]) -> None:
 @OVERRIDE
 def check(overrides: tuple[str, ...]) -> None:
     """Find every mistake in the plan, without importing or starting anything."""
+    from openfed.launch.initial import check_pipeline, known_signature
     from openfed.observe.text import plural
+    from openfed.plan.chains import advice
     from openfed.plan.load import load_plan
     from openfed.workspace import open_workspace
 
     workspace = open_workspace()
     plan = load_plan(workspace.plan, overrides)
+    check_pipeline(workspace, plan, known_signature(workspace, plan), overrides)
+    for line in advice(plan):
+        click.echo(f"note: {line}", err=True)
     sites = len(plan.collaborators)
     click.echo(
         f"{workspace.plan}: ok, {plural(plan.rounds, 'round')} with {plural(sites, 'collaborator')}"
@@ -70,7 +75,9 @@ def show(overrides: tuple[str, ...]) -> None:
 @OVERRIDE
 def explain(overrides: tuple[str, ...]) -> None:
     """Say in plain words what will run where, what travels, what stays, and who sees what."""
-    from openfed.launch.initial import current_lock
+    from openfed.codec.advice import ratio
+    from openfed.launch.initial import current_lock, known_signature
+    from openfed.plan.chains import ways
     from openfed.plan.explain import code_lines
     from openfed.plan.explain import explain as in_words
     from openfed.plan.load import load_plan
@@ -79,7 +86,9 @@ def explain(overrides: tuple[str, ...]) -> None:
     workspace = open_workspace()
     plan = load_plan(workspace.plan, overrides)
     lock = current_lock(workspace, plan)
-    click.echo(in_words(plan, lock, code_lines(workspace.root, lock) if lock else {}))
+    model = known_signature(workspace, plan)
+    sizes = {way: ratio(direction, model) for way, direction in ways(plan.compression_pipeline)}
+    click.echo(in_words(plan, lock, code_lines(workspace.root, lock) if lock else {}, sizes))
 
 
 @command.command()

@@ -6,13 +6,15 @@ The model is made by a task process without data: no other process imports the u
 import json
 import queue
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from openfed.codec.advice import idle_stages
 from openfed.errors import OpenFedError, TaskError, UsageError
 from openfed.launch.processes import GRACE_S, Exit, Kind, Launcher, Line, NodeSpec
+from openfed.plan.load import refusal
 from openfed.plan.lock import Lock, code_files, make_lock, read_lock, write_lock
 from openfed.plan.schema import Plan, canonical
 from openfed.tensors.check import check_entries, check_finite
@@ -47,12 +49,32 @@ def initialize(
     files = code_files(workspace.root)
     say("making the initial model: your code is imported in a task process, without data")
     model, signature, took = _initial_model(workspace, plan, launcher)
+    check_pipeline(workspace, plan, signature)
     if plan.init is not None:
         model = _warm(workspace.root / plan.init, model)
     lock = make_lock(plan, files, digest(Record(model)), signature)
     write_model(workspace.model(plan.name, "init"), model)
     write_lock(workspace.lock, lock)
     return lock, (workspace.model(plan.name, "init"), workspace.lock), took
+
+
+def check_pipeline(
+    workspace: Workspace, plan: Plan, signature: Signature | None, overrides: Sequence[str] = ()
+) -> None:
+    """Raises: PlanError: P23 a stage would save nothing, K11 an `except` that matches nothing."""
+    if wrong := tuple(idle_stages(plan.compression_pipeline, signature)):
+        raise refusal(workspace.plan, overrides, wrong)
+
+
+def known_signature(workspace: Workspace, plan: Plan) -> Signature | None:
+    """That of plan.lock, if the plan and the code still make the model that it is of."""
+    try:
+        lock = read_lock(workspace.lock)
+        same = dict(lock.files) == code_files(workspace.root)
+    except OpenFedError:
+        return None
+    same = same and (lock.plan.task_runner, lock.plan.scope) == (plan.task_runner, plan.scope)
+    return lock.signature if same else None
 
 
 def task_config(

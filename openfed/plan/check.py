@@ -136,7 +136,8 @@ def _says(loc: Loc, owner: type[Value], problem: Any) -> tuple[str, str]:
         hint = suggest(given, known.split(" | ")) if isinstance(given, str) else ""
         return "P09", f"expected {known}, got {shown(given)}. {hint}".rstrip(". ")
     if kind in _EXPECTED:
-        return "P07", f"expected {_EXPECTED[kind]}, got {shown(given)}{_advice(kind, given)}"
+        advice = _advice(kind, given) or _as_in(owner, str(loc[-1]))
+        return "P07", f"expected {_EXPECTED[kind]}, got {shown(given)}{advice}"
     return "P07", f"{problem['msg']}, got {shown(given)}"
 
 
@@ -163,21 +164,24 @@ def _numeric(text: str) -> bool:
 
 
 def _example(owner: type[Value], key: str) -> str:
-    known = owner.model_fields.get(key)
-    examples = known.examples if known else None
-    return f"add {key}: {examples[0] if examples else '...'}"
+    return f"add {key}: {_examples(owner, key)[0]}"
 
 
-LATER = {
-    "compression_pipeline": "codecs come with the next release: remove the key, updates then "
-    "travel as they are",
-}
+def _as_in(owner: type[Value], key: str) -> str:
+    example = _examples(owner, key)[0]
+    return "" if example == _NONE else f", as in {key}: {example}"
+
+
+_NONE = "..."
+
+
+def _examples(owner: type[Value], key: str) -> list[object]:
+    known = owner.model_fields.get(key) or owner.model_fields.get(key + "_")  # an alias
+    return (known and known.examples) or [_NONE]
 
 
 def _unknown(loc: Loc, owner: type[Value]) -> tuple[str, str]:
     key = str(loc[-1])
-    if len(loc) == 1 and key in LATER:
-        return "P18", LATER[key]
     known = [name.removesuffix("_") for name in owner.model_fields]
     if len(loc) == 1 and key in TorchSettings.model_fields:
         return "P01", f"unknown key here: it belongs below task_runner: {{torch: {{{key}: ...}}}}"

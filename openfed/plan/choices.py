@@ -4,10 +4,13 @@ The aggregator and the runners have tables of the same names with the code; a te
 A setting is `(type with its range, default)`; one without a default must be given.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -31,12 +34,14 @@ from openfed.plan.values import (
     Positive,
     Rate,
     Real,
+    Share,
     Table,
     Text,
     Unit,
     Value,
     refuse,
     settings,
+    shown,
 )
 
 T = TypeVar("T")
@@ -83,6 +88,7 @@ STRATEGIES: Table = {
     "fedavgm": settings("FedAvgM", lr=(Rate, 1.0), momentum=(Decay, 0.9)),
     "fedadam": _adaptive("FedAdam", beta2=(Decay, 0.99)),
     "fedyogi": _adaptive("FedYogi", beta2=(Decay, 0.99)),
+    "median": settings("Median"),
     "fedadagrad": settings("FedAdagrad", lr=(Rate, 0.01), beta1=(Decay, 0.0), tau=(Positive, 1e-3)),
 }
 
@@ -116,6 +122,75 @@ TASKS: Table = {
     "train": Train,
     "validate_tuned": settings("ValidateTuned"),
 }
+
+# -- codecs -------------------------------------------------------------------------------------
+
+
+def _whole(value: object) -> object:
+    if type(value) is int and value in (8, 4, 2, 1):
+        return value
+    raise refuse("P09", f"expected 8 | 4 | 2 | 1, got {shown(value)}")
+
+
+_Bits = Annotated[Literal[8, 4, 2, 1], BeforeValidator(_whole), Field(examples=[8])]
+_Fraction = Annotated[Share, Field(examples=[0.01])]
+_Level = Annotated[int, Field(strict=True, ge=1, le=19)]
+_Group = Annotated[int, Field(strict=True, ge=16, le=65_536)]
+_Centers = Annotated[int, Field(strict=True, ge=2, le=256, examples=[16])]
+_Step = Annotated[float, Field(strict=True, ge=0.05, le=4, examples=[1.0])]
+
+CODECS: Table = {
+    "topk": settings("TopK", fraction=(_Fraction, ...)),
+    "randomk": settings("RandomK", fraction=(_Fraction, ...)),
+    "rotate": settings("Rotate"),
+    "fp16": settings("Fp16"),
+    "bf16": settings("Bf16"),
+    "quantize": settings(
+        "Quantize",
+        bits=(_Bits, ...),
+        rounding=(Literal["stochastic", "nearest"] | None, None),
+        group=(_Group, 1024),
+    ),
+    "lloyd": settings("Lloyd", bits=(_Bits, ...)),
+    "grid": settings("Grid", step=(_Step, ...)),
+    "ternary": settings("Ternary", fraction=(_Fraction, ...)),
+    "kmeans": settings("KMeans", centers=(_Centers, ...)),
+    "entropy": settings("Entropy"),
+    "zstd": settings("Zstd", level=(_Level, 1)),
+}
+"""In the order of a chain. What each loses is always said: no default of bits or fractions.
+
+`quantize` rounds stochastically, and to the nearest under feedback, unless told. `step` is in
+units of the root mean square of a chunk.
+"""
+
+
+class Stage(NamedTuple):
+    """What a codec does in a chain, whatever its settings."""
+
+    takes: Literal["floats", "symbols", "bytes"]
+    gives: Literal["floats", "symbols", "bytes"]
+    lossy: bool
+    version: int = 1  # of what it writes; part of the plan's digest
+
+
+STAGES: Mapping[str, Stage] = MappingProxyType(
+    {
+        "topk": Stage("floats", "floats", lossy=True),
+        "randomk": Stage("floats", "floats", lossy=True),
+        "rotate": Stage("floats", "floats", lossy=True),  # it rounds, in float32
+        "fp16": Stage("floats", "bytes", lossy=True),
+        "bf16": Stage("floats", "bytes", lossy=True),
+        "quantize": Stage("floats", "symbols", lossy=True),
+        "lloyd": Stage("floats", "symbols", lossy=True),
+        "grid": Stage("floats", "symbols", lossy=True),
+        "ternary": Stage("floats", "bytes", lossy=True),
+        "kmeans": Stage("floats", "symbols", lossy=True),
+        "entropy": Stage("symbols", "bytes", lossy=False),
+        "zstd": Stage("bytes", "bytes", lossy=False),
+    }
+)
+"""Numbers and symbols are bytes too: `zstd` takes what any stage gives."""
 
 # -- torch --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from openfed.plan.check import Loc, finding
 from openfed.plan.source import Finding, Node, plain
-from openfed.plan.values import CODE, Among, Code, Value, part, shown, suggest
+from openfed.plan.values import CODE, Among, Code, Part, Value, part, shown, suggest
 
 MAX_SOURCE = 1 << 20
 _MAX_HOPS = 8
@@ -45,9 +45,7 @@ def references(tree: Node, model: type[Value], at: Loc = ()) -> Iterator[Referen
             yield from _references(child, part(model, key), (*at, key))
 
 
-def _references(
-    node: Node, kind: Among | Code | type[Value] | None, at: Loc
-) -> Iterator[Reference]:
+def _references(node: Node, kind: Part, at: Loc) -> Iterator[Reference]:
     if isinstance(node.value, list):
         for index, child in enumerate(node.value):
             yield from _references(child, kind, (*at, index))

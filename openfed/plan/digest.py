@@ -18,7 +18,7 @@ def canonical_json(value: Json) -> bytes:
 
 
 def plan_digest(
-    plan: Plan, files: Mapping[str, str], codecs: Mapping[str, str], model: Mapping[str, Any]
+    plan: Plan, files: Mapping[str, str], codecs: Mapping[str, int], model: Mapping[str, Any]
 ) -> str:
     """SHA-256, hex, of everything that decides what runs: addresses and sites' files do not."""
     return digest_of(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from openfed.plan.chains import ways
 from openfed.plan.choices import (
     ESTIMATORS,
     LOSS,
@@ -14,20 +15,27 @@ from openfed.plan.choices import (
     metric_name,
 )
 from openfed.plan.lock import Lock
-from openfed.plan.schema import KeptRounds, Plan
+from openfed.plan.schema import Codecs, KeptRounds, Plan, is_lossy
 from openfed.plan.values import Table
 from openfed.tensors.record import Kind
 
 
-def explain(plan: Plan, lock: Lock | None = None, lines: Mapping[str, int] | None = None) -> str:
+def explain(
+    plan: Plan,
+    lock: Lock | None = None,
+    lines: Mapping[str, int] | None = None,
+    sizes: Mapping[str, float] | None = None,
+) -> str:
     """What runs where, what travels, what stays, who sees what.
 
-    `lines`: how many lines each file of code has (see `code_lines`).
+    `lines`: how many lines each file of code has (see `code_lines`). `sizes`: what share of its
+    bytes travels, of an "uplink" and of a "downlink" (see `codec/advice.py`).
     """
     parts = (
         (f"The plan {plan.name} of the federation {plan.federation}", _head(plan, lock)),
         ("What happens", _happens(plan)),
         ("What leaves a site", _leaves(plan)),
+        ("How it travels", _travels(plan, sizes or {})),
         ("What stays at the site", _stays(plan)),
         ("Who sees what", _seen()),
         ("Whose code runs at the sites", _code(plan, lock, lines or {})),
@@ -151,7 +159,57 @@ def _leaves(plan: Plan) -> Iterator[str]:
         "To the aggregator, if the code fails: its error message (which may quote a value) and "
         "the lines of code that it came from"
     )
-    yield "Updates are not compressed and nothing is added to them: no noise, no masks"
+    yield "Nothing is added to an update: no noise, no masks"
+
+
+def _travels(plan: Plan, sizes: Mapping[str, float]) -> Iterator[str]:
+    for way, direction in ways(plan.compression_pipeline):
+        whole = {"uplink": "An update, to the aggregator", "downlink": "A model, to the sites"}[way]
+        share = sizes.get(way, 1.0)
+        size = f"; about {share:.1%} of its size is left to send" if share != 1.0 else ""
+        yield f"{whole}: {_coded(direction.codecs)}{size}"
+        for rule in direction.except_:
+            yield from (f"  - entries {glob}: {_coded(codecs)}" for glob, codecs in rule.items())
+        if way == "uplink" and direction.feedback:
+            yield "What the codecs take from an update is added to the site's next one"
+        elif way == "downlink" and any(map(is_lossy, direction.chains().values())):
+            yield (
+                "Every site decodes the same model, trains and scores it, and its update is how it "
+                "moved from there; the aggregator's own model, the one that is saved, is exact"
+            )
+    if any(is_lossy(c) for _, d in ways(plan.compression_pipeline) for c in d.chains().values()):
+        yield "Only trained numbers are rounded: buffers, whole numbers and truth values never are"
+
+
+_CODECS = {
+    "topk": "the largest {fraction} of its numbers only",
+    "randomk": "{fraction} of its numbers only, drawn by lot",
+    "rotate": "mixed by a random rotation",
+    "fp16": "rounded to 16 bits (fp16)",
+    "bf16": "rounded to 16 bits (bf16)",
+    "quantize": "rounded to {bits} a number",
+    "lloyd": "rounded to {bits} a number (Lloyd-Max levels)",
+    "grid": "rounded to a grid of {step:g} times their root mean square",
+    "ternary": "the signs of the largest {fraction} of its numbers only",
+    "kmeans": "rounded to {centers} values",
+    "entropy": "packed by an entropy coder",
+    "zstd": "packed by zstd",
+}
+
+
+def _coded(codecs: Codecs) -> str:
+    said = [_CODECS[codec.name].format(**_amounts(codec.settings)) for codec in codecs]
+    loss = "something is lost" if is_lossy(codecs) else "nothing is lost"
+    return f"{', '.join(said) or 'as it is'}; {loss}"
+
+
+def _amounts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    told = dict(settings)
+    if "bits" in told:
+        told["bits"] = _many(told["bits"], "bit")
+    if "fraction" in told:
+        told["fraction"] = f"{100 * told['fraction']:g}%"
+    return told
 
 
 def _stays(plan: Plan) -> Iterator[str]:
@@ -164,6 +222,8 @@ def _stays(plan: Plan) -> Iterator[str]:
         )
     if plan.task_runner.settings.get("optimizer_state") == "keep":
         yield "The state of the optimizer"
+    if plan.compression_pipeline.uplink.feedback:
+        yield "What the codecs took from its updates so far"
     yield "Private keys, and what the site's own settings say"
 
 

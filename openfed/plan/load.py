@@ -1,11 +1,12 @@
 """From the plan's file to the plan: parse, merge, check. Nothing is imported, nothing written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from openfed.errors import PlanError
 from openfed.files import shipped
+from openfed.plan.chains import Broken
 from openfed.plan.check import checked, finding
 from openfed.plan.code import code_findings
 from openfed.plan.rules import broken_rules
@@ -32,6 +33,13 @@ def load_plan(path: Path, overrides: Sequence[str] = (), *, workspace: Path | No
     if found or plan is None:
         raise PlanError(problems(found))
     return plan
+
+
+def refusal(path: Path, overrides: Sequence[str], broken: Iterable[Broken]) -> PlanError:
+    """The error that says what is wrong with a plan that loads, at its lines."""
+    tree, found = read_tree(path, overrides, workspace_of(path))
+    tree = tree or Node({}, Place(0, 0, 0, str(path)))
+    return PlanError(problems([*found, *(finding(tree, *each) for each in broken)]))
 
 
 def workspace_of(plan: Path) -> Path:

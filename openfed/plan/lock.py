@@ -18,7 +18,7 @@ from openfed.errors import PlanError, Problem
 from openfed.files import write_whole
 from openfed.parse import DIGEST, strict_json
 from openfed.plan.digest import plan_digest
-from openfed.plan.schema import ADDRESSES, SCHEMA, Plan, canonical
+from openfed.plan.schema import ADDRESSES, SCHEMA, Plan, canonical, codec_versions
 from openfed.tensors.record import Signature, spec_json, spec_of
 
 MAX_BYTES = 64 << 20
@@ -32,7 +32,7 @@ class Lock:
     digest: str
     plan: Plan
     files: Mapping[str, str]  # path in the workspace -> SHA-256
-    codecs: Mapping[str, str]
+    codecs: Mapping[str, int]  # those that the plan uses -> version
     model_digest: str  # of the frame of all global entries of the initial model
     signature: Signature
     schema: int = SCHEMA
@@ -49,7 +49,7 @@ class Lock:
 def make_lock(
     plan: Plan, files: Mapping[str, str], model_digest: str, signature: Signature
 ) -> Lock:
-    codecs: dict[str, str] = {}
+    codecs = codec_versions(plan)
     digest = plan_digest(plan, files, codecs, _model(model_digest, signature))
     return Lock(digest, plan, dict(files), codecs, model_digest, signature)
 
@@ -115,8 +115,10 @@ def _lock(content: Mapping[str, Any]) -> Lock:
         raise ValueError("addresses in the plan")
     plan = Plan.model_validate({**content["plan"], ADDRESSES: content["addresses"]})
     files, codecs, model = content["files"], content["codecs"], content["model"]
-    if codecs != {} or set(model) != {"digest", "signature"}:
-        raise ValueError("codecs or model")
+    if codecs != (ours := codec_versions(plan)) or any(type(v) is not int for v in codecs.values()):
+        raise ValueError(f"its codecs are {str(codecs)[:60]}, here they are {ours}")
+    if set(model) != {"digest", "signature"}:
+        raise ValueError("model")
     if not all(DIGEST.fullmatch(each) for each in [model["digest"], *files.values()]):
         raise ValueError("a digest that is none")
     signature = tuple(spec_of(each) for each in model["signature"])

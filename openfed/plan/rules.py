@@ -8,13 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openfed.parse import split_address
-from openfed.plan.check import Loc
+from openfed.plan.chains import Broken, pipeline_rules
 from openfed.plan.choices import LOSS, METRICS, better, metric_name
 from openfed.plan.schema import RESERVED
 from openfed.plan.values import is_loopback, shown, suggest
-
-Broken = tuple[Loc, str, str]
-"""Where, code, message."""
 
 Parts = Mapping[str, Any]
 
@@ -151,6 +148,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Broken]]], ...] = (
     (("metrics",), _metrics),
     (("tasks",), _tasks),
     (("cohort", "collaborators"), _cohort),
+    (("compression_pipeline",), pipeline_rules),
     (("best", "metrics", "tasks"), _known_metric("best")),
     (("stop", "metrics", "tasks"), _known_metric("stop")),
     (("task_runner", "tasks"), _numpy),

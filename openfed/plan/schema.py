@@ -5,11 +5,30 @@ covers and what `plan.lock` holds.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
-from openfed.plan.choices import LOSS, RUNNERS, STRATEGIES, TASKS, WEIGHTS, better, metric_name
+from openfed.plan.choices import (
+    CODECS,
+    LOSS,
+    RUNNERS,
+    STAGES,
+    STRATEGIES,
+    TASKS,
+    WEIGHTS,
+    better,
+    metric_name,
+)
 from openfed.plan.values import (
     CODE,
     Among,
@@ -17,6 +36,7 @@ from openfed.plan.values import (
     Code,
     Count,
     Duration,
+    Flag,
     Host,
     Listen,
     Mode,
@@ -113,6 +133,110 @@ class Retention(Value):
     updates: Annotated[KeptRounds | Literal["none", "all"], BeforeValidator(_kept)] = "none"
 
 
+Codecs = tuple[Annotated[Choice, Among("a codec", CODECS)], ...]
+"""The stages of a chain, first to last. None: the numbers travel as they are."""
+
+
+def _exception(value: object) -> object:
+    if isinstance(value, dict) and len(value) == 1:
+        ((glob, codecs),) = value.items()
+        if glob and isinstance(codecs, list | tuple):
+            return value
+    raise refuse("P07", f'expected {{"*.bias": []}}, got {shown(value)}')
+
+
+_Exception = Annotated[
+    dict[Annotated[Text, Field(max_length=200)], Annotated[Codecs, Field(max_length=12)]],
+    Field(min_length=1, max_length=1),
+    BeforeValidator(_exception),
+]
+
+
+Place = tuple[str | int, ...]
+"""`("codecs",)` or `("except", 0, "*.bias")`."""
+
+
+class Direction(Value):
+    """How entries travel one way. `except` has chains of their own for entries whose names match a
+    glob; the first match wins."""
+
+    short: ClassVar[str] = "codecs"
+    codecs: Annotated[Codecs, Field(max_length=12)] = ()
+    feedback: Flag = False
+    except_: Annotated[
+        tuple[_Exception, ...],
+        Field(alias="except", max_length=1000, examples=['[{"*.bias": []}]']),
+    ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape(cls, data: Any) -> Any:
+        if isinstance(data, dict | Direction):
+            return data
+        raise refuse("P07", f"expected a list of codecs, as in [zstd], got {shown(data)}")
+
+    def chains(self) -> dict[Place, Codecs]:
+        """Every chain, by where it stands below the direction."""
+        own: dict[Place, Codecs] = {
+            ("except", index, glob): codecs
+            for index, rule in enumerate(self.except_)
+            for glob, codecs in rule.items()
+        }
+        return {("codecs",): self.codecs, **own}
+
+    def place(self, entry: str) -> Place:
+        """Where the chain of the entry of this name stands: a key of `chains`."""
+        for index, rule in enumerate(self.except_):
+            for glob in rule:
+                if fnmatchcase(entry, glob):
+                    return "except", index, glob
+        return ("codecs",)
+
+    def chain(self, entry: str) -> Codecs:
+        """The codecs of the entry of this name."""
+        return self.chains()[self.place(entry)]
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Also the short form, a list."""
+        whole = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [whole, whole["properties"][cls.short]]}
+
+
+def is_lossy(codecs: Codecs) -> bool:
+    return any(STAGES[codec.name].lossy for codec in codecs)
+
+
+OPENFL = {
+    "NoCompressionPipeline": "remove it",
+    "KCPipeline": "write uplink: [{kmeans: {centers: 6}}, zstd]",
+    "SKCPipeline": "write uplink: [{topk: {fraction: 0.1}}, {kmeans: {centers: 6}}, zstd]",
+    "STCPipeline": "write uplink: {feedback: true, codecs: [{ternary: {fraction: 0.1}}]}",
+    "RandomShiftPipeline": "remove it: it makes nothing smaller",
+    "EdenPipeline": "write uplink: [rotate, {lloyd: {bits: 8}}]",
+}
+"""Pipelines of OpenFL 1.9 (`openfl.pipelines.*`), and what stands here in their place."""
+
+
+def _pipeline(value: object) -> object:
+    if isinstance(value, dict) and "template" in value:
+        name = str(value["template"]).rpartition(".")[2]
+        remedy = OPENFL.get(name, "write uplink: [zstd]")
+        raise refuse("P07", f"expected uplink and downlink, got a template: {remedy}")
+    if isinstance(value, dict | Pipeline):
+        return value
+    raise refuse("P07", f"expected uplink and downlink: {{uplink: [zstd]}}, got {shown(value)}")
+
+
+class Pipeline(Value):
+    """How updates travel up and models down."""
+
+    uplink: Direction = Field(default_factory=Direction)
+    downlink: Direction = Field(default_factory=Direction)
+
+
 def _rule(value: object) -> object:
     pair = list(value.items()) if isinstance(value, dict) else [value]
     if len(pair) == 1 and isinstance(pair[0], list | tuple) and len(pair[0]) == 2:
@@ -194,6 +318,9 @@ class Plan(Value):
         name="fedavg"
     )
     weights: Annotated[Choice, Among("weights", WEIGHTS, drop_none=True)] = Choice(name="samples")
+    compression_pipeline: Annotated[Pipeline, BeforeValidator(_pipeline)] = Field(
+        default_factory=Pipeline
+    )
     cohort: Cohort = Field(default_factory=Cohort)
     validation: Validation = Field(default_factory=Validation)
     scope: tuple[Rule, ...] = ()
@@ -209,7 +336,18 @@ ADDRESSES = "aggregator"
 
 def canonical(plan: Plan) -> dict[str, Any]:
     """The plan as plain JSON, every default written out, without the addresses."""
-    return plan.model_dump(mode="json", exclude={ADDRESSES})
+    return plan.model_dump(mode="json", by_alias=True, exclude={ADDRESSES})
+
+
+def codec_versions(plan: Plan) -> dict[str, int]:
+    """The codecs that the plan uses, either way, each with the version of what it writes."""
+    pipeline = plan.compression_pipeline
+    chains = [
+        *pipeline.uplink.chains().values(),
+        *pipeline.downlink.chains().values(),
+    ]
+    names = {codec.name for codecs in chains for codec in codecs}
+    return {name: STAGES[name].version for name in sorted(names)}
 
 
 def json_schema() -> dict[str, Any]:

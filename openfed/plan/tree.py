@@ -1,7 +1,7 @@
 """Trees of a plan: choices in one shape, fragments merged, overrides applied."""
 
 from openfed.plan.source import Finding, Node, Place, parse
-from openfed.plan.values import CODE, Among, Code, Value, part
+from openfed.plan.values import CODE, Among, Below, Code, Part, Value, part
 
 _LONG = (frozenset({"template"}), frozenset({"template", "settings"}))
 """The keys of OpenFL's shape of a choice."""
@@ -23,14 +23,26 @@ def normalised(node: Node, model: type[Value], base: Node | None = None) -> Node
     return Node(values, node.at, node.keys)
 
 
-def _normalised(node: Node, kind: Among | Code | type[Value] | None, base: Node | None) -> Node:
+def _normalised(node: Node, kind: Part, base: Node | None) -> Node:
     if kind is None or isinstance(kind, Code):
         return node
     if isinstance(node.value, list):
+        if isinstance(kind, type) and kind.short:
+            whole = Node({kind.short: node}, node.at, {kind.short: node.at})
+            return normalised(whole, kind)
         return Node([_normalised(child, kind, None) for child in node.value], node.at)
+    if isinstance(kind, Below):
+        return _below(node, kind)
     if isinstance(kind, Among):
         return _choice(node, kind, base if base and base.choice else None)
     return normalised(node, kind, base)
+
+
+def _below(node: Node, kind: Below) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    values = {key: _normalised(child, kind.part, None) for key, child in node.value.items()}
+    return Node(values, node.at, node.keys)
 
 
 def _choice(node: Node, among: Among, base: Node | None) -> Node:

@@ -7,10 +7,12 @@ A choice in a plan is a bare name, or `{name: {settings}}`; `OpenFL`'s `{templat
 
 import difflib
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -33,9 +35,13 @@ from openfed.parse import NAME, host, is_ip, split_address
 
 
 class Value(BaseModel):
-    """Frozen; unknown keys are errors; numbers are finite."""
+    """Frozen; unknown keys are errors; numbers are finite.
+
+    `short`: the key whose list may stand for the whole: `[a]` for `{key: [a]}` (see `tree.py`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    short: ClassVar[str] = ""
 
 
 def settings(name: str, **fields: Any) -> type[Value]:
@@ -253,6 +259,15 @@ class Among:
         names = [*self.table, *(["src.module:Name"] if self.code else [])]
         return f"expected {self.what}: {' | '.join(names)}"
 
+    def shape(self, data: Any) -> Any:
+        """Refuses `{topk: 0.1}` where it is plain which setting was meant."""
+        if isinstance(data, dict) and _named(data) and isinstance(data["name"], str):
+            name, given = data["name"], data.get("settings", {})
+            if not isinstance(given, dict) and (meant := _meant(self.table.get(name), given)):
+                known = f"expected a mapping (key: value), got {shown(given)}"
+                raise refuse("P07", f"{known}, as in {{{name}: {{{meant}}}}}")
+        return data
+
     def check(self, choice: Choice) -> Choice:
         if self.code and choice.is_code:
             return choice
@@ -272,7 +287,8 @@ class Among:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
+        checked = core_schema.no_info_after_validator_function(self.check, handler(source))
+        return core_schema.no_info_before_validator_function(self.shape, checked)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -295,7 +311,28 @@ class Among:
         return {"anyOf": [*forms, mapping, long]}
 
 
-def part(model: type[Value], key: str) -> Among | Code | type[Value] | None:
+def _meant(model: type[Value] | None, given: object) -> str:
+    """The first setting that takes `given` or has an example, as YAML; empty: there is none."""
+    for key, known in model.model_fields.items() if model else ():
+        for value in (given, *(known.examples or ())):
+            with suppress(ValidationError):
+                assert model is not None
+                model.model_validate({key: value})
+                return f"{key}: {json.dumps(value)}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Below:
+    """A mapping whose keys the person chooses: what stands below each of them."""
+
+    part: "Part"
+
+
+Part = Among | Code | Below | type[Value] | None
+
+
+def part(model: type[Value], key: str) -> Part:
     """What stands below `key` of a model, if it has parts of its own; of a list, each item."""
     known = model.model_fields.get(key) or model.model_fields.get(key + "_")  # an alias
     if known is None:
@@ -303,12 +340,12 @@ def part(model: type[Value], key: str) -> Among | Code | type[Value] | None:
     return _part((*known.metadata, known.annotation))
 
 
-def _part(things: Iterable[Any]) -> Among | Code | type[Value] | None:
+def _part(things: Iterable[Any]) -> Part:
     for thing in things:
         if isinstance(thing, Among | Code):
             return thing
         if isinstance(thing, type) and issubclass(thing, Value) and thing is not Choice:
             return thing
         if (inner := _part(get_args(thing))) is not None:
-            return inner
+            return Below(inner) if get_origin(thing) is dict else inner
     return None

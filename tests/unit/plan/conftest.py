@@ -36,6 +36,9 @@ scope: [{"head.*": local}, {"*": global}]
 best: {metric: accuracy, mode: max}
 stop: {metric: accuracy, patience: 5, min_delta: 0.001}
 retention: {updates: none}
+compression_pipeline:
+  uplink: {feedback: true, codecs: [{quantize: {bits: 8}}, zstd], except: [{"*.bias": [zstd]}]}
+  downlink: [zstd]
 """
 
 SOURCES = {

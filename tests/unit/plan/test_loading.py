@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from openfed.errors import PlanError
+from openfed.plan.chains import advice
 from openfed.plan.load import load_plan, ready_plans
-from openfed.plan.schema import KeptRounds, Plan, canonical
+from openfed.plan.schema import OPENFL, KeptRounds, Plan, canonical
 
 Load = Callable[..., Plan]
 
@@ -34,6 +35,12 @@ def test_plan_of_the_design_is_read_with_every_default(load: Load) -> None:
     assert plan.scope == (("head.*", "local"), ("*", "global"))
     assert plan.best is not None and plan.best.mode == "max"
     assert plan.weights.settings == {"cap": 10000}
+    up, down = plan.compression_pipeline.uplink, plan.compression_pipeline.downlink
+    assert [codec.name for codec in up.codecs] == ["quantize", "zstd"]
+    assert up.codecs[0].settings == {"bits": 8, "rounding": None, "group": 1024}
+    assert up.feedback and not down.feedback
+    assert [[*rule] for rule in up.except_] == [["*.bias"]] and down.except_ == ()
+    assert [codec.settings for codec in down.codecs] == [{"level": 1}]
 
 
 MINIMAL = """\
@@ -182,6 +189,123 @@ def test_a_bad_override_is_named(
     assert remedy in found[0][2]
 
 
+# -- compression ------------------------------------------------------------------------------
+
+
+def chains(plan: Plan) -> list[list[str]]:
+    pipeline = plan.compression_pipeline
+    ways = (pipeline.uplink, pipeline.downlink)
+    return [[codec.name for codec in each] for way in ways for each in way.chains().values()]
+
+
+def test_nothing_is_compressed_unless_the_plan_says_so(load: Load) -> None:
+    pipeline = load(MINIMAL).compression_pipeline
+    for way in (pipeline.uplink, pipeline.downlink):
+        assert (way.codecs, way.feedback, way.except_) == ((), False, ())
+    assert load(MINIMAL + "compression_pipeline: {uplink: []}\n").compression_pipeline == pipeline
+
+
+def test_a_list_of_codecs_is_short_for_a_direction(load: Load) -> None:
+    short = load(MINIMAL + "compression_pipeline: {uplink: [bf16, {zstd: {level: 3}}]}\n")
+    codecs = "[bf16, {template: zstd, settings: {level: 3}}]"
+    whole = f"{{codecs: {codecs}, feedback: false, except: []}}"
+    assert load(MINIMAL + f"compression_pipeline: {{uplink: {whole}}}\n") == short
+    assert [codec.settings for codec in short.compression_pipeline.uplink.codecs] == [
+        {},
+        {"level": 3},
+    ]
+
+
+def test_the_first_exception_that_matches_has_the_chain(load: Load) -> None:
+    rules = '[{"*.bias": []}, {"head.*": [bf16]}, {"[ab]?": [fp16]}]'
+    text = f"compression_pipeline: {{downlink: {{codecs: [zstd], except: {rules}}}}}\n"
+    down = load(MINIMAL + text).compression_pipeline.downlink
+    names = ("head.bias", "head.weight", "b1", "B1", "ab1", "stem.weight")
+    assert [[codec.name for codec in down.chain(name)] for name in names] == [
+        [],
+        ["bf16"],
+        ["fp16"],
+        ["zstd"],
+        ["zstd"],
+        ["zstd"],
+    ]
+    assert down.place("head.bias") == ("except", 0, "*.bias")
+    assert down.place("stem.weight") == ("codecs",)
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("uplink=[bf16]", [["bf16"], ["zstd"], ["zstd"]]),
+        ("uplink.codecs=[bf16]", [["bf16"], ["zstd"], ["zstd"]]),
+        ("uplink.except=[]", [["quantize", "zstd"], ["zstd"]]),
+        ("downlink=[]", [["quantize", "zstd"], ["zstd"], []]),
+        ("downlink={codecs: [{template: bf16}, zstd]}", [["quantize", "zstd"], ["zstd"],
+                                                         ["bf16", "zstd"]]),
+    ],
+)  # fmt: skip
+def test_an_override_of_a_direction_keeps_what_it_does_not_name(
+    load: Load, plan_text: str, override: str, wanted: list[list[str]]
+) -> None:
+    plan = load(plan_text, f"compression_pipeline.{override}")
+    assert chains(plan) == wanted
+    assert plan.compression_pipeline.uplink.feedback
+
+
+def test_quantisers_say_how_much_they_lose(load: Load) -> None:
+    chain = "[rotate, {quantize: {bits: 4}}, entropy]"
+    codecs = load(MINIMAL + f"compression_pipeline: {{uplink: {chain}}}\n")
+    _, quantize, _ = codecs.compression_pipeline.uplink.codecs
+    assert quantize.settings == {"bits": 4, "rounding": None, "group": 1024}
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "[]",
+        "[zstd]",
+        "[{topk: {fraction: 0.01}}, zstd]",
+        "[{topk: {fraction: 0.01}}, {quantize: {bits: 8}}, zstd]",
+        "[{randomk: {fraction: 0.01}}, rotate, {quantize: {bits: 1}}]",
+        "[rotate, {lloyd: {bits: 1}}]",
+        "[rotate, {lloyd: {bits: 2}}, entropy]",
+        "[rotate, {grid: {step: 4}}, entropy]",
+        "[rotate, {grid: {step: 0.05}}, zstd]",
+        "[{kmeans: {centers: 256}}, entropy]",
+        "[{ternary: {fraction: 1}}]",
+        "[fp16, zstd]",
+        "[bf16]",
+        "[{quantize: {bits: 8, rounding: stochastic, group: 16}}]",
+    ],
+)
+def test_a_chain_that_makes_sense_is_taken_both_ways(load: Load, chain: str) -> None:
+    plan = load(MINIMAL + f"compression_pipeline: {{uplink: {chain}, downlink: {chain}}}\n")
+    assert Plan.model_validate(canonical(plan)) == plan
+    assert chains(plan)[0] == chains(plan)[1]
+
+
+@pytest.mark.parametrize("name", sorted(OPENFL))
+def test_every_pipeline_of_openfl_is_answered_with_what_to_write(load: Load, name: str) -> None:
+    text = MINIMAL + f"compression_pipeline: {{template: openfl.pipelines.{name}, settings: {{}}}}"
+    ((code, where, message),) = refused(load, text)
+    assert (code, where) == ("P07", "plan/plan.yaml:6:1")
+    _, _, instead = message.partition("write ")
+    if instead:
+        load(MINIMAL + f"compression_pipeline: {{{instead}}}\n")
+    else:
+        assert "remove it" in message
+
+
+def test_advice_is_given_where_not_every_site_is_asked(load: Load, plan_text: str) -> None:
+    some, lossy = "cohort.fraction=0.5", "compression_pipeline.downlink=[bf16]"
+    assert list(advice(load(plan_text))) == []
+    assert list(advice(load(plan_text, lossy))) == []
+    (stale,) = advice(load(plan_text, some))
+    assert "uplink.feedback" in stale
+    assert "downlink is lossy" in next(advice(load(plan_text, some, lossy)))
+    assert list(advice(load(MINIMAL, some))) == []
+
+
 # -- extends ----------------------------------------------------------------------------------
 
 
@@ -218,6 +342,7 @@ def test_ready_plan_can_be_extended(load: Load, name: str) -> None:
 
 def test_there_are_ready_plans() -> None:
     assert {"fedadam", "fedavgm", "fedyogi", "fedadagrad", "audit"} <= ready_plans().keys()
+    assert {"lossless", "compressed_8x", "compressed_30x"} <= ready_plans().keys()
 
 
 # -- the code that a plan names ---------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from openfed.errors import PlanError
+from openfed.plan.choices import STAGES
 from openfed.plan.digest import canonical_json, plan_digest
 from openfed.plan.lock import Lock, code_files, make_lock, read_lock, verify_files, write_lock
 from openfed.plan.schema import Plan, canonical
@@ -52,6 +53,8 @@ def test_order_comments_and_spelling_do_not_change_the_digest(load: Load, plan_t
         ("deadline: 10m", "deadline: 600s"),
         ("fraction: 1.0", "fraction: 1"),
         ("seed: 7\n", "seed: +7\n"),
+        ("downlink: [zstd]", "downlink: {codecs: [{template: zstd}]}"),
+        ("{quantize: {bits: 8}}", "{quantize: {bits: 8, rounding: null, group: 1024}}"),
         ("{adam: {lr: 3.0e-3}}", "{adam: {lr: 3.0e-3, betas: [0.9, 0.999]}}"),
         ("mode: max}", "}"),
     ):
@@ -77,6 +80,7 @@ CHANGES = {
     "tasks": "tasks=[validate, train]",
     "strategy": "strategy=fedadam",
     "weights": "weights=uniform",
+    "compression_pipeline": "compression_pipeline.uplink.feedback=false",
     "cohort": "cohort.deadline=601s",
     "validation": "validation.every=2",
     "scope": "scope=[]",
@@ -133,6 +137,42 @@ def test_code_and_model_are_in_the_digest(load: Load) -> None:
     assert len({first.digest, *(other.digest for other in others)}) == 5
 
 
+def test_every_setting_of_the_codecs_changes_the_digest(load: Load, plan_text: str) -> None:
+    changes = [
+        "uplink.codecs=[]",
+        "uplink.codecs=[zstd]",
+        "uplink.codecs=[{quantize: {bits: 4}}, zstd]",
+        "uplink.codecs=[{quantize: {bits: 8, rounding: nearest}}, zstd]",
+        "uplink.codecs=[{quantize: {bits: 8, group: 64}}, zstd]",
+        "uplink.codecs=[{quantize: {bits: 8}}, {zstd: {level: 2}}]",
+        "uplink.except=[]",
+        "uplink.except=[{'*.bias': []}]",
+        "uplink.except=[{'bias': [zstd]}]",
+        "downlink.codecs=[]",
+        "downlink.except=[{'*.bias': []}]",
+    ]
+    # feedback would have nothing to do in some of them
+    base = (plan_text, "compression_pipeline.uplink.feedback=false")
+    digests = {digest(load(*base, f"compression_pipeline.{change}")) for change in changes}
+    assert len(digests | {digest(load(*base))}) == len(changes) + 1
+
+
+def test_the_versions_of_the_codecs_in_use_are_in_the_lock_and_the_digest(
+    load: Load, plan_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = plan_text[: plan_text.index("compression_pipeline:")]
+    lock = make_lock(load(), {}, "0" * 64, SIGNATURE)
+    assert lock.codecs == {"quantize": 1, "zstd": 1}
+    ways = "{uplink: {except: [{a: [bf16]}]}, downlink: {codecs: [fp16], except: [{a: [zstd]}]}}"
+    other = make_lock(load(plain, f"compression_pipeline={ways}"), {}, "0" * 64, SIGNATURE)
+    assert other.codecs == {"bf16": 1, "fp16": 1, "zstd": 1}
+    newer = {**STAGES, "zstd": STAGES["zstd"]._replace(version=2)}
+    monkeypatch.setattr("openfed.plan.schema.STAGES", newer)
+    again = make_lock(load(), {}, "0" * 64, SIGNATURE)
+    assert again.codecs == {"quantize": 1, "zstd": 2}
+    assert again.digest != lock.digest
+
+
 # -- the lock file ----------------------------------------------------------------------------
 
 
@@ -186,7 +226,17 @@ def changed(content: dict[str, Any], keys: str, value: Any) -> None:
         ("files", {"src/model.py": "x"}),
         ("files", {"src/model.py": 3}),
         ("files", []),
-        ("codecs", {"zstd": "1"}),
+        ("codecs", {}),
+        ("codecs", {"quantize": 1, "zstd": 2}),
+        ("codecs", {"quantize": 1, "zstd": "1"}),
+        ("codecs", {"quantize": 1, "zstd": True}),
+        ("codecs", {"quantize": 1, "zstd": 1, "topk": 1}),
+        ("codecs", None),
+        ("plan/compression_pipeline/downlink/codecs", []),
+        ("plan/compression_pipeline/downlink", [{"name": "zstd", "settings": {"level": 1}}]),
+        ("plan/compression_pipeline/uplink/codecs/0/settings/bits", 4),
+        ("plan/compression_pipeline/uplink/codecs/0/settings", {}),
+        ("plan/compression_pipeline/uplink/except", [{"*.bias": [], "*": []}]),
         ("digest", "0" * 64),
         ("digest", None),
         ("schema", 2),

@@ -18,7 +18,10 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["src.model:Net", "torch", "fedadam", "no", "1:30", "10m", "all", "loss"]),
+    | st.sampled_from(
+        ["src.model:Net", "torch", "fedadam", "no", "1:30", "10m", "all", "loss", "zstd"]
+    )
+    | st.sampled_from(["rotate", "entropy", {"lloyd": {"bits": 1}}, {"topk": {"fraction": 0.1}}]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.text(max_size=8) | st.just("settings") | st.just("template"), inner)
@@ -79,7 +82,7 @@ def test_a_plan_with_another_value_is_a_plan_or_refused(
 
 
 @quick(250)
-@given(at=st.integers(0, 900), cut=st.integers(0, 12), put_in=st.text(max_size=4))
+@given(at=st.integers(0, 1100), cut=st.integers(0, 12), put_in=st.text(max_size=4))
 def test_a_plan_with_other_characters_is_a_plan_or_refused(
     workspace: Path, plan_text: str, at: int, cut: int, put_in: str
 ) -> None:

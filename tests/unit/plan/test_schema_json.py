@@ -1,5 +1,6 @@
 """The JSON Schema for editors takes what the loader takes."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,10 @@ SHAPES = [
     "retention: {updates: {rounds: 3}}",
     "scope: []",
     "extends: fedadam",
+    "compression_pipeline: {}",
+    "compression_pipeline: {uplink: [zstd], downlink: [{zstd: {level: 3}}]}",
+    "compression_pipeline: {uplink: {codecs: [{template: bf16}], except: [{a: []}]}}",
+    "compression_pipeline: {uplink: {except: [{a: [{topk: {fraction: 0.1}}]}]}}",
 ]
 
 WRONG = [
@@ -43,12 +48,21 @@ WRONG = [
     "unknown: 1",
     "tasks: [{train: {epochs: 0}}]",
     "strategy: {fedadam: {}, fedavg: {}}",
+    "compression_pipeline: [zstd]",
+    "compression_pipeline: {template: openfl.pipelines.NoCompressionPipeline}",
+    "compression_pipeline: {uplink: zstd}",
+    "compression_pipeline: {uplink: [gzip]}",
+    "compression_pipeline: {uplink: [{quantize: {bits: 3}}]}",
+    "compression_pipeline: {uplink: [{quantize: {}}]}",
+    "compression_pipeline: {uplink: {except: [{a: [], b: []}]}}",
+    "compression_pipeline: {uplink: {except: [{a: zstd}]}}",
+    "compression_pipeline: {uplink: {feedback: 1}}",
 ]
 
 
 def with_line(text: str, line: str) -> str:
     key = line.partition(":")[0]
-    return "".join(f"{x}\n" for x in text.splitlines() if not x.startswith(f"{key}:")) + line
+    return re.sub(rf"^{key}:.*\n(  .*\n)*", "", text, flags=re.M) + line
 
 
 @pytest.mark.parametrize("line", ["", *SHAPES])

@@ -1,10 +1,16 @@
 """The names that a plan may say are those that the code has."""
 
 import inspect
+import itertools
+from dataclasses import fields
+from typing import Any
 
 import pytest
 
+from openfed.codec import chain
 from openfed.plan import choices
+from openfed.plan.chains import pipeline_rules
+from openfed.plan.schema import Pipeline
 from openfed.tasks import metrics, runners
 
 
@@ -16,6 +22,56 @@ def test_runners() -> None:
     assert runners.RUNNERS.keys() == choices.RUNNERS.keys()
     for reference in runners.RUNNERS.values():
         assert callable(runners.load(reference).run)
+
+
+FORMS = {
+    ("floats", "floats"): "float",
+    ("floats", "symbols"): "code",
+    ("floats", "bytes"): "code",
+    ("symbols", "bytes"): "bytes",
+    ("bytes", "bytes"): "bytes",
+}
+
+
+@pytest.mark.parametrize("name", sorted(choices.STAGES))
+def test_codec(name: str) -> None:
+    ours, model = choices.STAGES[name], choices.CODECS[name]
+    version, kind = chain.STAGES[name]
+    theirs = {field.name: field.default for field in fields(kind)}
+    assert (version, kind.form) == (ours.version, FORMS[ours.takes, ours.gives])
+    assert model.model_fields.keys() == theirs.keys() - {"biased"}
+    for key, setting in model.model_fields.items():
+        assert setting.is_required() or setting.default == theirs[key], key
+
+
+def test_codecs() -> None:
+    assert choices.CODECS.keys() == choices.STAGES.keys() == chain.STAGES.keys()
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Some, for what the codec requires."""
+    some = {"bits": 4, "fraction": 0.5, "step": 1.0, "centers": 16}
+    return {key: some[key] for key in choices.CODECS[name].model_fields if key in some}
+
+
+@pytest.mark.parametrize("name", sorted(choices.STAGES))
+def test_codec_loses_what_the_plan_says(name: str) -> None:
+    names = ["lloyd", name] if choices.STAGES[name].takes == "symbols" else [name]
+    lossy = [choices.STAGES[each].lossy for each in names]
+    assert chain.make_chain([(each, settings(each)) for each in names]).lossy == any(lossy)
+
+
+@pytest.mark.parametrize("first", sorted(choices.STAGES))
+def test_every_chain_that_the_plan_takes_can_be_made(first: str) -> None:
+    taken = 0
+    for rest in itertools.product(choices.STAGES, repeat=2):
+        pairs = [(name, settings(name)) for name in (first, *rest)]
+        codecs = [{"name": name, "settings": given} for name, given in pairs]
+        if not list(pipeline_rules(Pipeline.model_validate({"uplink": {"codecs": codecs}}))):
+            chain.make_chain(pairs)
+            taken += 1
+    # rotate, topk and randomk may begin a chain of three
+    assert (taken > 0) == (choices.STAGES[first].gives == "floats")
 
 
 def test_torch() -> None:
