@@ -1,0 +1,1 @@
+"""How fast openfed is, beside what this machine can do: `scripts/bench` (docs/performance.md)."""
