@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from openfed.launch.result import Result
-from openfed.observe.text import clean, number, one_line, plural, size
+from openfed.observe.text import clean, number, one_line, plural, transferred
+from openfed.observe.view import Moved
 from openfed.workspace import purpose
 
 
@@ -36,12 +37,18 @@ def result_lines(told: Mapping[str, Any], root: Path) -> Iterator[str]:
     yield f"{told['status']} after {plural(told['rounds'], 'round')}{reason}"
     yield f"  run       {told['run']}, plan {told['plan_digest'][:16]}"
     yield from _scores(told["metrics"], told["best"])
-    yield f"  bytes     up {size(told['bytes']['up'])}, down {size(told['bytes']['down'])}"
+    for way in ("up", "down"):
+        yield f"  {way:<9} {transferred(_moved(told, way), raw=True)}"
     yield f"  seconds   {_seconds(told['seconds'])}"
     if model := told["model"]:
         yield f"  model     {root / model['path']}, digest {model['digest'][:16]}"
     yield f"  metrics   {root / 'logs' / 'metrics.jsonl'}"
     yield f"  logs      {root / 'logs'}"
+
+
+def _moved(told: Mapping[str, Any], way: str) -> Moved:
+    seconds = sum(site[way]["seconds"] for site in told["transfers"].values())
+    return Moved(told["bytes"][way], told["bytes"][f"{way}_raw"], seconds)
 
 
 def _scores(metrics: Mapping[str, float], best: Mapping[str, Any] | None) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from openfed.errors import UsageError
 from openfed.node.accounts import Accounts
-from openfed.observe.files import METRICS, read
+from openfed.observe.files import METRICS, TRANSFERS, read
 from openfed.observe.view import Event
 from openfed.workspace import Workspace
 
@@ -52,12 +52,25 @@ class Result:
 
         Raises: UsageError U11: pandas is not installed.
         """
-        try:
-            import pandas  # noqa: PLC0415  (an extra: only notebooks need it)
-        except ImportError:
-            message = "history needs pandas: pip install 'openfed-fx[notebook]'"
-            raise UsageError("U11", message) from None
-        return pandas.DataFrame(read(Workspace(self.workspace).logs / METRICS))
+        return _table(self.workspace, METRICS)
+
+    @property
+    def transfers(self) -> "pandas.DataFrame":
+        """`transfers.jsonl`: a row per finished transfer, with its bytes, raw bytes and seconds.
+
+        The round after the last is the validation that ends the run.
+        Raises: UsageError U11: pandas is not installed.
+        """
+        return _table(self.workspace, TRANSFERS)
+
+
+def _table(workspace: Path, name: str) -> "pandas.DataFrame":
+    try:
+        import pandas  # noqa: PLC0415  (an extra: only notebooks need it)
+    except ImportError:
+        message = "history and transfers need pandas: pip install 'openfed-fx[notebook]'"
+        raise UsageError("U11", message) from None
+    return pandas.DataFrame(read(Workspace(workspace).logs / name))
 
 
 def seconds(events: Sequence[Event], total: float, initial: float) -> dict[str, float]:
@@ -67,7 +80,7 @@ def seconds(events: Sequence[Event], total: float, initial: float) -> dict[str, 
     frameworks, with the `initial` model. openfed: what is left. per_round: its share of
     a round, the median (the first round waits for everyone to start).
     """
-    accounts = Accounts(lambda kind, fields: None, lambda: (0, 0))
+    accounts = Accounts(lambda kind, fields: None)
     for event in events:
         accounts.emit(event.get("event", ""), event)
     own = [event["openfed_seconds"] for event in events if event.get("event") == "round.ended"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from openfed.files import lock_file
 from openfed.observe.files import EVENTS, read
-from openfed.observe.text import clean, has_news, one_line, plural, row_line
-from openfed.observe.view import View, fold_all
+from openfed.observe.text import both_ways, clean, has_news, one_line, plural, row_line
+from openfed.observe.view import Event, Moved, Site, View, fold_all
 from openfed.store.runs import run_folder
 from openfed.workspace import Workspace
 
@@ -24,7 +24,7 @@ def latest(workspace: Workspace) -> View:
 def status(workspace: Workspace, view: View) -> dict[str, Any]:
     """`status` is none, running, interrupted, or how the run ended; then with all of `--json`."""
     if view.ended is not None:
-        return {key: value for key, value in view.ended.items() if key not in ("event", "at")}
+        return as_told(view.ended, view)
     state = "none" if not view.run else "interrupted"
     if view.run and _held(run_folder(workspace.root, view.run) / "lock"):
         state = "running"
@@ -36,7 +36,29 @@ def status(workspace: Workspace, view: View) -> dict[str, Any]:
         "plan_digest": view.plan_digest or None,
         "best": dict(view.best) if view.best else None,
         "collaborators": {name: site.shown for name, site in view.sites.items()},
+        **transferred(view),
     }
+
+
+def as_told(ended: Event, view: View) -> dict[str, Any]:
+    """The object of `--json`: what the aggregator said of the end, and what the run moved, in all
+    its lives."""
+    told = {key: value for key, value in ended.items() if key not in ("event", "at")}
+    return {**told, **transferred(view)}
+
+
+def transferred(view: View) -> dict[str, Any]:
+    """What `--json` says of bytes: of the run, and of each collaborator in it."""
+    up, down = view.total("up"), view.total("down")
+    total = {"up": up.bytes, "down": down.bytes, "up_raw": up.raw, "down_raw": down.raw}
+    sites = view.sites.items()
+    each = {name: {"up": _told(site.up), "down": _told(site.down)} for name, site in sites}
+    return {"bytes": total, "transfers": each}
+
+
+def _told(moved: Moved) -> dict[str, float]:
+    """`seconds` adds up those of each transfer; those of several sites overlap."""
+    return {"bytes": moved.bytes, "raw": moved.raw, "seconds": round(moved.seconds, 6)}
 
 
 def status_lines(found: Mapping[str, Any], view: View) -> Iterator[str]:
@@ -49,10 +71,20 @@ def status_lines(found: Mapping[str, Any], view: View) -> Iterator[str]:
     yield f"{found['status']} after {found['rounds']} of {plural(view.rounds, 'round')}{reason}"
     rows = [row for _, row in sorted(view.rows.items()) if has_news(row)]
     yield from (row_line(view, row) for row in rows[-ROWS:])
-    if view.ended is None:
-        yield from (f"{one_line(name, 40)}: {one_line(s.shown)}" for name, s in view.sites.items())
+    about = {name: _site(view, site) for name, site in view.sites.items()}
+    yield from (f"{one_line(name, 40)}: {text}" for name, text in about.items() if text)
+    up, down = view.total("up"), view.total("down")
+    if up.bytes or down.bytes:
+        yield f"in all: {both_ways(up, down, raw=True)}"
     if found["status"] == "interrupted":
         yield f"`{clean(view.command) or 'fx run'}` resumes it"
+
+
+def _site(view: View, site: Site) -> str:
+    """What a collaborator does, as long as the run lasts, and what it has moved."""
+    state = one_line(site.shown) if view.ended is None else ""
+    moved = both_ways(site.up, site.down) if site.up.bytes or site.down.bytes else ""
+    return ", ".join(filter(None, (state, moved)))
 
 
 def _held(path: Path) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from openfed.observe.text import has_news, lines, number, one_line, size
-from openfed.observe.view import Event, Observe, Row, View, fold
+from openfed.observe.text import has_news, lines, number, one_line, short, size, times
+from openfed.observe.view import Event, Moved, Observe, Row, View, fold
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,7 +75,8 @@ def render(view: View, height: int = 1000, width: int = 1000) -> "RenderableType
     rows = [row for _, row in sorted(view.rows.items()) if has_news(row)]
     room = max(3, height - len(view.sites) - 9)
     here = f"round {view.round} of {view.rounds}" if view.round else view.name
-    caption = f"{here}: {one_line(view.phase, 60)}"
+    since = ", bytes since resumed" if view.partial else ""
+    caption = f"{here}: {one_line(view.phase, 60)}{since}"
     return Group(_table(_rounds(rows[-room:], view.rounds), width), _sites(view, width, caption))
 
 
@@ -93,10 +94,23 @@ def _rounds(rows: list[Row], rounds: int) -> list[Column]:
         *(_numbers(name, [row.scores for row in rows]) for name in scores),
         *(_numbers(name, [row.others for row in rows]) for name in others),
         ("n", [str(sum(row.n.values()) or "") for row in rows]),
-        ("seconds", [f"{row.seconds:.1f}" if row.seconds else "" for row in rows]),
-        ("up", [size(row.up) if row.seconds else "" for row in rows]),
-        ("down", [size(row.down) if row.seconds else "" for row in rows]),
+        ("sec", [f"{row.seconds:.1f}" if row.seconds else "" for row in rows]),
+        *_transfers([(row.total("up"), row.total("down")) for row in rows]),
     ]
+
+
+def _transfers(found: Sequence[tuple[Moved, Moved]]) -> list[Column]:
+    """Bytes up and down, each with how many times smaller than raw, and the speed of both."""
+    speeds = [(up + down).rate for up, down in found]
+    return [
+        ("up", [_cell(up) for up, _ in found]),
+        ("down", [_cell(down) for _, down in found]),
+        ("MB/s", [short(speed / 1e6) if speed else "" for speed in speeds]),
+    ]
+
+
+def _cell(moved: Moved) -> str:
+    return f"{size(moved.bytes)} {times(moved)}".strip() if moved.bytes else ""
 
 
 def _numbers(name: str, found: Sequence[Mapping[str, float]]) -> Column:
@@ -109,7 +123,8 @@ def _sites(view: View, width: int, caption: str) -> "Table":
         ("collaborator", [one_line(name, 40) for name in view.sites]),
         ("state", [one_line(site.shown, 60) for site in sites]),
         ("n", [str(site.n or "") for site in sites]),
-        ("seconds", [f"{site.seconds:.1f}" if site.seconds else "" for site in sites]),
+        ("sec", [f"{site.seconds:.1f}" if site.seconds else "" for site in sites]),
+        *_transfers([(site.up, site.down) for site in sites]),
     ]
     return _table(columns, width, texts=2, caption=caption)
 
@@ -118,9 +133,9 @@ def fitting(columns: Sequence[Column], width: int, least: int) -> Sequence[Colum
     """The first of the columns, as many as fit side by side; at least `least`."""
     from rich.cells import cell_len  # noqa: PLC0415
 
-    used = -1  # a space at each edge, three between two columns
+    used = 0  # a space at each edge, two between two columns
     for count, (heading, cells) in enumerate(columns):
-        used += 3 + max(cell_len(text) for text in (heading, *cells))
+        used += 2 + max(cell_len(text) for text in (heading, *cells))
         if used > width and count >= least:
             return columns[:count]
     return columns
@@ -134,6 +149,7 @@ def _table(
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    table.padding = (0, 1, 0, 0)
     shown = fitting(columns, width, texts)
     for k, (heading, _) in enumerate(shown):
         justify: Literal["left", "right"] = "left" if k < texts else "right"

@@ -1,35 +1,54 @@
-"""`events.jsonl` and `metrics.jsonl`: every event, and every score, one JSON line each."""
+"""`events.jsonl`, `metrics.jsonl`, `transfers.jsonl`: every event, every score and every finished
+transfer, one JSON line each."""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openfed.observe.view import Event, Observe
+from openfed.observe.view import Event, Observe, moved_by
 
-EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
-KEY = ("round", "model", "collaborator", "task", "metric")
-"""What names one line of metrics.jsonl: a resumed run that scores again writes no second line."""
+EVENTS, METRICS, TRANSFERS = "events.jsonl", "metrics.jsonl", "transfers.jsonl"
+
+KEYS = {
+    METRICS: ("round", "model", "collaborator", "task", "metric"),
+    TRANSFERS: ("round", "task", "ask", "collaborator", "direction", "payload"),
+}
+"""What names one line: a resumed run that tells it again writes no second one."""
 
 
 @contextmanager
 def recorder(logs: Path, *, resumed: bool) -> Iterator[Observe]:
     """Writes events below `logs`; continues the files of a resumed run, else begins new ones."""
     logs.mkdir(parents=True, exist_ok=True)
-    known = {_key(line) for line in read(logs / METRICS)} if resumed else set()
-    with (
-        _open(logs / EVENTS, resumed=resumed) as events,
-        _open(logs / METRICS, resumed=resumed) as metrics,
-    ):
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(_open(logs / name, resumed=resumed))
+            for name in (EVENTS, *KEYS)
+        }
+        known = {_key(name, line) for name in KEYS for line in read(logs / name)}
 
         def record(event: Event) -> None:
-            _write(events, event)
-            if event.get("event") == "metric" and _key(event) not in known:
-                known.add(_key(event))
-                _write(metrics, {key: event[key] for key in (*KEY, "value", "n")})
+            _write(files[EVENTS], event)
+            for name, line in _lines(event):
+                if _key(name, line) not in known:
+                    known.add(_key(name, line))
+                    _write(files[name], line)
 
         yield record
+
+
+def _lines(event: Event) -> Iterator[tuple[str, Event]]:
+    """What an event adds to other files than events.jsonl."""
+    if event.get("event") == "metric":
+        yield METRICS, {key: event[key] for key in (*KEYS[METRICS], "value", "n")}
+    if event.get("event") == "transfer":
+        moved = moved_by(event)
+        derived = {"ratio": round(moved.ratio, 3), "mb_per_s": round(moved.rate / 1e6, 3)}
+        known = {"payload": "", "ask": "", **event}
+        kept = {key: known[key] for key in (*KEYS[TRANSFERS], "bytes", "raw", "seconds")}
+        yield TRANSFERS, {**kept, **derived}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -53,5 +72,5 @@ def _write(file: BinaryIO, value: Event) -> None:
     file.flush()
 
 
-def _key(event: Event) -> tuple[Any, ...]:
-    return tuple(event[key] for key in KEY)
+def _key(name: str, line: Event) -> tuple[Any, ...]:
+    return name, *(line[key] for key in KEYS[name])

@@ -11,7 +11,9 @@ nothing, since a restarted aggregator may say again what it said before.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
+
+from openfed.parse import AGGREGATE
 
 Event = Mapping[str, Any]
 """`{"event": kind, "at": seconds since the epoch, ...fields of the kind}`."""
@@ -19,8 +21,40 @@ Event = Mapping[str, Any]
 Observe = Callable[[Event], None]
 """Is told every event of a run, in order."""
 
-AGGREGATE = "aggregate"
+Direction = Literal["up", "down"]
+"""Up: from a collaborator to the aggregator."""
+
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Finished transfers, added up."""
+
+    bytes: int = 0  # coded, as they travelled
+    raw: int = 0  # of the same records uncoded
+    seconds: float = 0.0  # of each transfer; those of several sites overlap
+
+    def __add__(self, other: "Moved") -> "Moved":
+        return Moved(self.bytes + other.bytes, self.raw + other.raw, self.seconds + other.seconds)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller coding made what travelled; 1 where nothing did."""
+        return self.raw / self.bytes if self.bytes else 1.0
+
+    @property
+    def rate(self) -> float:
+        """Coded bytes per second of one transfer, on average; 0 where nothing travelled."""
+        return self.bytes / self.seconds if self.seconds > 0 else 0.0
+
+
+def moved_by(transfer: Event) -> Moved:
+    return Moved(int(transfer["bytes"]), int(transfer["raw"]), float(transfer["seconds"]))
+
+
+Which = tuple[str, str, str, str, str]
+"""One transfer of a round: direction, collaborator, task, ask, payload."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,8 @@ class Site:
     joined: bool = False
     n: int = 0  # samples that its last training consumed
     seconds: float = 0.0  # of its last task
+    up: Moved = Moved()  # in all rounds
+    down: Moved = Moved()
 
     @property
     def shown(self) -> str:
@@ -44,12 +80,21 @@ class Row:
 
     model: int
     scores: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # aggregated `validate`
+    decoded: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # of a lossy downlink
     others: Mapping[str, float] = field(default_factory=lambda: NOTHING)  # "train/loss", ...
     n: Mapping[str, int] = field(default_factory=lambda: NOTHING)  # samples, per collaborator
     seconds: float = 0.0
-    up: int = 0
-    down: int = 0
+    moved: Mapping[Which, Moved] = field(default_factory=lambda: NOTHING)
     missing: tuple[str, ...] = ()
+
+    def total(self, way: Direction, collaborator: str | None = None) -> Moved:
+        """What the round moved that way, for everyone or one collaborator."""
+        found = (
+            moved
+            for (direction, name, *_), moved in self.moved.items()
+            if direction == way and collaborator in (None, name)
+        )
+        return sum(found, Moved())
 
 
 @dataclass(frozen=True)
@@ -67,6 +112,11 @@ class View:
     rows: Mapping[int, Row] = field(default_factory=lambda: NOTHING)  # by model
     best: Event | None = None
     ended: Event | None = None  # the fields of run.ended
+    partial: bool = False  # earlier lives of the run are not in it
+
+    def total(self, way: Direction) -> Moved:
+        """What the run moved that way, also in the validation after its last round."""
+        return sum((getattr(site, way) for site in self.sites.values()), Moved())
 
 
 def fold(view: View, event: Event) -> View:
@@ -89,8 +139,10 @@ def fold_all(events: Iterable[Event]) -> View:
 
 
 def _started(view: View, event: Event) -> View:
-    sites = {name: Site() for name in event["collaborators"]}
-    fresh = View(command=view.command) if event["run"] != view.run else replace(view, ended=None)
+    same = event["run"] == view.run
+    fresh = replace(view, ended=None) if same else View(command=view.command)
+    known = {name: fresh.sites.get(name, Site()) for name in event["collaborators"]}
+    sites = {name: Site(up=site.up, down=site.down) for name, site in known.items()}
     return replace(
         fresh,
         name=event["name"],
@@ -99,6 +151,7 @@ def _started(view: View, event: Event) -> View:
         rounds=event["rounds"],
         phase="waiting for collaborators",
         sites=sites,
+        partial=fresh.partial if same else bool(event.get("resumed")),
     )
 
 
@@ -154,21 +207,41 @@ def _closed(view: View, event: Event) -> View:
 def _metric(view: View, event: Event) -> View:
     if event["collaborator"] != AGGREGATE or event["value"] is None:
         return view
-    if event["task"] == "validate":
-        row = _row(view, event["model"])
-        return _put(view, replace(row, scores={**row.scores, event["metric"]: event["value"]}))
+    if event["task"] in ("validate", "validate_decoded"):
+        return _scored(view, event)
     row = _row(view, event["round"])
     name = f"{event['task']}/{event['metric']}"
     return _put(view, replace(row, others={**row.others, name: event["value"]}))
 
 
+def _scored(view: View, event: Event) -> View:
+    """A score of model k as it is comes before one of what the sites decoded of it; where both are
+    known, the other stands beside."""
+    row, name, value = _row(view, event["model"]), event["metric"], event["value"]
+    if event["task"] == "validate":
+        others = {f"decoded/{name}": row.decoded[name]} if name in row.decoded else {}
+        row = replace(row, scores={**row.scores, name: value}, others={**row.others, **others})
+    else:
+        decoded = {**row.decoded, name: value}
+        row = replace(row, scores={name: value, **row.scores}, decoded=decoded)
+    return _put(view, row)
+
+
+def _transfer(view: View, event: Event) -> View:
+    """The first word on a transfer counts: a restart may tell it again, with nothing to move."""
+    way, name = event["direction"], event["collaborator"]
+    which = (way, name, event["task"], event.get("ask", ""), event.get("payload", ""))
+    row = _row(view, event["round"])
+    if way not in ("up", "down") or which in row.moved:
+        return view
+    moved = moved_by(event)
+    site = view.sites.get(name, Site())
+    view = _site(view, name, **{way: getattr(site, way) + moved})
+    return _put(view, replace(row, moved={**row.moved, which: moved}))
+
+
 def _round_ended(view: View, event: Event) -> View:
-    row = replace(
-        _row(view, event["round"]),
-        seconds=event["seconds"],
-        up=event["bytes_up"],
-        down=event["bytes_down"],
-    )
+    row = replace(_row(view, event["round"]), seconds=event["seconds"])
     return replace(_put(view, row), phase="round ended")
 
 
@@ -190,6 +263,7 @@ STEPS = {
     "task.failed": _failed,
     "ask.closed": _closed,
     "metric": _metric,
+    "transfer": _transfer,
     "round.ended": _round_ended,
     "model.best": _best,
     "run.ended": _ended,

@@ -16,7 +16,7 @@ from openfed.observe.text import (
     row_line,
     size,
 )
-from openfed.observe.view import View, fold, fold_all
+from openfed.observe.view import Moved, View, fold, fold_all
 
 STARTED = {
     "event": "run.started",
@@ -55,7 +55,12 @@ def metric(round, model, value, metric="loss", task="validate", who="aggregate",
 
 def round_ended(round):
     told = {"round": round, "digest": "00", "seconds": 1.5, "openfed_seconds": 0.05}
-    return {"event": "round.ended", **told, "bytes_up": 2_000_000, "bytes_down": 1000}
+    return {"event": "round.ended", **told}
+
+
+def transfer(round, task, name, direction, bytes, raw, seconds=0.5):
+    told = {"round": round, "task": task, "collaborator": name, "direction": direction}
+    return {"event": "transfer", **told, "bytes": bytes, "raw": raw, "seconds": seconds}
 
 
 ENDED = {"event": "run.ended", "status": "completed", "rounds": 2, "reason": None}
@@ -67,7 +72,10 @@ WHOLE = [
     opened(1, "validate"),
     metric(1, 0, 2.5),
     opened(1, "train"),
+    transfer(1, "train", "one", "down", 1000, 1000),
+    transfer(1, "train", "one", "up", 1_500_000, 12_000_000, 0.125),
     reply(1, "train", "one", 30, 0.5),
+    transfer(1, "train", "two", "up", 500_000, 4_000_000, 0.375),
     reply(1, "train", "two", 12, 0.7),
     closed(1, "train"),
     metric(1, 1, 1.25, task="train"),
@@ -77,6 +85,7 @@ WHOLE = [
     metric(2, 1, 0.75, metric="accuracy"),
     metric(2, 1, 99.0, who="one"),
     opened(2, "train"),
+    transfer(2, "train", "one", "up", 250_000, 2_000_000),
     reply(2, "train", "one", 30, 0.5),
     {"event": "task.failed", "round": 2, "task": "train", "collaborator": "two", "code": "K02"}
     | {"message": "user code raised ZeroDivisionError", "traceback": "  File 'src/a.py'\n  1/0"},
@@ -101,7 +110,9 @@ def test_a_row_holds_what_training_cost_and_how_the_result_scored():
     assert dict(row.scores) == {"loss": 0.5, "accuracy": 0.75}
     assert dict(row.others) == {"train/loss": 1.25}
     assert dict(row.n) == {"one": 30, "two": 12}
-    assert (row.seconds, row.up, row.down) == (1.5, 2_000_000, 1000)
+    assert row.seconds == 1.5
+    assert row.total("up") == Moved(2_000_000, 16_000_000, 0.5)
+    assert row.total("down") == Moved(1000, 1000, 0.5)
 
 
 def test_scores_belong_to_the_model_and_costs_to_the_round():
@@ -117,8 +128,9 @@ def test_every_model_is_printed_once_and_as_soon_as_it_is_scored():
     assert rows == [
         "initial model  loss 2.5000",
         "round 1/2  loss 0.5000  accuracy 0.7500  train/loss 1.2500  n 42 (one 30, two 12)  "
-        "1.5 s  up 2.0 MB, down 1.0 kB",
-        "round 2/2  loss 0.2500  n 30 (one 30)  without two  1.5 s  up 2.0 MB, down 1.0 kB",
+        "1.5 s  up 2.0 MB (8.0x, 4.0 MB/s), down 1.0 kB (2.0 kB/s)",
+        "round 2/2  loss 0.2500  n 30 (one 30)  without two  1.5 s  "
+        "up 250 kB (8.0x, 500 kB/s), down 0 B",
     ]
     assert told.index(rows[1]) < told.index("      1/0"), "round 1 is shown while round 2 trains"
 
@@ -197,7 +209,7 @@ def test_what_the_caller_says_itself_is_not_said_but_its_rows_are():
 
 
 def test_a_resumed_run_keeps_the_rows_it_has():
-    view = fold_all(WHOLE[:14] + [{**STARTED, "resumed": True}])
+    view = fold_all(WHOLE[:17] + [{**STARTED, "resumed": True}])
     assert view.rows[1].scores["loss"] == 0.5
     assert view.ended is None
 
@@ -255,7 +267,7 @@ def rendered(view, width=80, height=1000):
 
 
 def test_the_live_tables_fit_eighty_columns_and_show_every_site_and_round():
-    text = rendered(fold_all(WHOLE[:20]))
+    text = rendered(fold_all(WHOLE[:24]))
     assert all(len(line) <= 80 for line in text.splitlines())
     for expected in ("1/2", "0.7500", "2.0 MB", "one", "two", "train: failed K02", "accuracy"):
         assert expected in text
@@ -264,17 +276,21 @@ def test_the_live_tables_fit_eighty_columns_and_show_every_site_and_round():
 @pytest.mark.parametrize(
     ("width", "headings"),
     [
-        (120, "round accuracy loss train/loss n seconds up down"),
-        (57, "round accuracy loss train/loss n seconds"),
-        (56, "round accuracy loss train/loss n"),
-        (50, "round accuracy loss train/loss n"),
+        (120, "round accuracy loss train/loss n sec up down MB/s"),
+        (75, "round accuracy loss train/loss n sec up down MB/s"),
+        (74, "round accuracy loss train/loss n sec up down"),
+        (69, "round accuracy loss train/loss n sec up down"),
+        (68, "round accuracy loss train/loss n sec up"),
+        (61, "round accuracy loss train/loss n sec up"),
+        (60, "round accuracy loss train/loss n sec"),
+        (47, "round accuracy loss train/loss n"),
         (42, "round accuracy loss train/loss"),
-        (30, "round accuracy loss"),
-        (20, "round accuracy"),
+        (38, "round accuracy loss"),
+        (26, "round accuracy"),
     ],
 )
 def test_in_a_narrow_terminal_whole_columns_go_and_no_number_is_cut(width, headings):
-    lines = rendered(fold_all(WHOLE[:20]), width).splitlines()
+    lines = rendered(fold_all(WHOLE[:24]), width).splitlines()
     assert next(line for line in lines if "round" in line).split() == headings.split()
     assert "…" not in "".join(lines[:6])
     assert all(len(line) <= width for line in lines[:6])
@@ -309,7 +325,16 @@ def test_numbers_are_short(value, text):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5e15, "5000.0 TB")]
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1234, "1.2 kB"),
+        (501_000, "501 kB"),
+        (99_960, "100 kB"),
+        (999_700, "1.0 MB"),
+        (5e15, "5000 TB"),
+    ],
 )
 def test_sizes_have_units(count, text):
     assert size(count) == text
@@ -323,7 +348,7 @@ def test_models_without_news_are_not_shown():
 
 def test_metrics_file_has_one_line_for_each_score_also_after_a_resume(tmp_path):
     with recorder(tmp_path, resumed=False) as record:
-        for event in WHOLE[:14]:
+        for event in WHOLE[:17]:
             record(event)
     with (tmp_path / METRICS).open("ab") as torn:
         torn.write(b'{"round": 2, "mod' + b"x" * 5000)
