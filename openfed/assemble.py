@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from openfed.flow.fedavg import fedavg
@@ -9,13 +10,14 @@ from openfed.flow.federation import Federation
 from openfed.node.accounts import Accounts
 from openfed.node.agent import Agent, Said
 from openfed.node.aggregator import Aggregator
-from openfed.node.conduct import Ended, Flow, conduct
+from openfed.node.conduct import Ended, Flow, conduct, read_initial
 from openfed.node.trainer import Trainer
 from openfed.plan.lock import Lock
-from openfed.registry import STRATEGIES
+from openfed.registry import AGGREGATES, STRATEGIES
 from openfed.store.journal import Journal
 from openfed.store.runs import JOURNAL, run_folder
 from openfed.store.spool import Spool
+from openfed.strategy.reduce import weighted_mean
 from openfed.transport.base import Link
 from openfed.typing import Emit, Tensors
 
@@ -25,8 +27,8 @@ def make_flow(lock: Lock) -> Flow:
     choice = lock.plan.strategy
     strategy = STRATEGIES[choice.name](**choice.settings)
 
-    def flow(fed: Federation, model: Tensors) -> Tensors:
-        return fedavg(fed, model, strategy)
+    def flow(fed: Federation) -> Tensors:
+        return fedavg(fed, strategy)
 
     return flow
 
@@ -48,12 +50,15 @@ def make_aggregator(
     Call it inside a running event loop.
     """
     spool = Spool(run_folder(workspace, run))
-    accounts = Accounts(emit, lambda: (aggregator.received, aggregator.sent))
+    accounts = Accounts(emit)
     aggregator = Aggregator(lock, run, journal, spool, accounts.emit)
-    handle = Federation(lock, aggregator, journal, spool, accounts.emit, time.time)
+    rule = AGGREGATES.get(lock.plan.strategy.name, weighted_mean)
+    saved = workspace / "save"
+    initial = partial(read_initial, saved, lock)
+    handle = Federation(lock, aggregator, journal, spool, accounts.emit, time.time, initial, rule)
 
     async def go() -> Ended:
-        return await conduct(aggregator, handle, make_flow(lock), workspace / "save", accounts)
+        return await conduct(aggregator, handle, make_flow(lock), saved, accounts)
 
     return aggregator, go
 

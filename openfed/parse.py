@@ -7,10 +7,13 @@ import re
 from typing import Any
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-"""A SHA-256 in lower-case hexadecimal digits."""
+"""A SHA-256 or a BLAKE3 in lower-case hexadecimal digits."""
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 """Of a node or a federation: also a safe file name, and a part of a URI."""
+
+AGGREGATE = "aggregate"
+"""Stands where a collaborator's name would, in a metric over all of them. No node is named so."""
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _PORT = re.compile(r"[0-9]{1,5}")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from openfed.strategy.base import Strategy
+from openfed.strategy.reduce import Rule, coordinate_median
 from openfed.strategy.server import FedAdaptive, FedAvg, FedAvgM
 
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
@@ -13,4 +14,8 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fedadagrad": partial(FedAdaptive, "adagrad"),
     "fedadam": partial(FedAdaptive, "adam"),
     "fedyogi": partial(FedAdaptive, "yogi"),
+    "median": FedAvg,
 }
+
+AGGREGATES: Mapping[str, Rule] = {"median": coordinate_median}
+"""Strategies that make one update of many in another way than by the weighted mean."""

@@ -36,10 +36,12 @@ ONLY_IN = {
     "click": ("cli/",),
     "pandas": ("launch/result.py",),
     "google": ("wire/",),
+    "zstandard": ("codec/zstd.py",),
+    "constriction": ("codec/entropy.py",),
 }
 """Where a library may be imported, at module level or in a function."""
 
-PURE = ("tensors/", "strategy/", "ask/")
+PURE = ("tensors/", "strategy/", "ask/", "codec/")
 TOUCH_FILES = ("tensors/frame.py", "tensors/model_file.py")
 EFFECTS = words(
     """os time datetime random secrets threading asyncio multiprocessing subprocess socket ssl

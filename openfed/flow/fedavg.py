@@ -3,22 +3,23 @@
 from openfed.flow.federation import Federation, State
 from openfed.plan.schema import Plan
 from openfed.strategy.base import Strategy
-from openfed.strategy.reduce import add
+from openfed.tensors.update import add
 from openfed.typing import Json, Tensors
 
 
-def fedavg(fed: Federation, model: Tensors, strategy: Strategy) -> Tensors:
+def fedavg(fed: Federation, strategy: Strategy) -> Tensors:
     """Validate, train, reduce, step; once more validate; the model after the last reduction.
 
     Model k is the model after k reductions. Round r validates model r-1 and makes model r.
     Source: McMahan et al. 2017, arXiv:1602.05629, algorithm 1; the server's step: Reddi et al.
     2021, arXiv:2003.00295, algorithm 1.
     """
-    model = fed.begin(model)
-    state: State = {"k": 0, "model": model, "server": strategy.init(fed.parameters(model))}
+    state: State = {"k": 0, "model": fed.begin()}
+    state["server"] = strategy.init(fed.parameters(state["model"]))
     for r in fed.rounds(state):
         validate(fed, state)
         if fed.stopped():
+            validate_exactly(fed, state)
             break
         update = fed.reduce("train", state["model"], settings=task_settings(fed.plan, "train"))
         state["server"], move = strategy.step(state["server"], fed.parameters(update))
@@ -30,13 +31,29 @@ def fedavg(fed: Federation, model: Tensors, strategy: Strategy) -> Tensors:
 
 
 def validate(fed: Federation, state: State, *, final: bool = False) -> None:
-    """Score model k at every site, if the plan has it validated at this k."""
+    """Score model k at every site, if the plan has it validated at this k.
+
+    Where the downlink loses something, what is scored is what the sites have decoded; the final
+    model is scored as it is, too.
+    """
     asked = any(task.name == "validate" for task in fed.plan.tasks)
-    if asked and (final or state["k"] % fed.plan.validation.every == 0):
-        settings = task_settings(fed.plan, "validate")
-        fed.report(
-            state["k"], state["model"], fed.ask("validate", state["model"], settings=settings)
-        )
+    if not asked or (not final and state["k"] % fed.plan.validation.every):
+        return
+    score(fed, state, exact=False)
+    if final:
+        validate_exactly(fed, state)
+
+
+def validate_exactly(fed: Federation, state: State) -> None:
+    """Score the model of record, if the sites have worked on something else."""
+    if fed.lossy:
+        score(fed, state, exact=True)
+
+
+def score(fed: Federation, state: State, *, exact: bool) -> None:
+    settings = task_settings(fed.plan, "validate")
+    answers = fed.ask("validate", state["model"], settings=settings, exact=exact)
+    fed.report(state["k"], state["model"], answers, exact=exact)
 
 
 def task_settings(plan: Plan, task: str) -> dict[str, Json]:

@@ -10,22 +10,29 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from openfed.ask.machine import Ask, Event, Failed, Replied, step
+from openfed.codec.packet import packet_limit
+from openfed.codec.pipeline import Pipeline
 from openfed.errors import OpenFedError
 from openfed.flow import metrics as scores
+from openfed.flow.offers import Offers, frames
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Turn
+from openfed.store.packets import PacketFile
+from openfed.store.scratch import scratch
 from openfed.store.spool import Spool, blob_name
 from openfed.strategy.base import weight_of
-from openfed.strategy.reduce import Weighted, reduce_updates, update_signature
+from openfed.strategy.reduce import Rule, Weighted, reduce_updates, weighted_mean
 from openfed.tasks.seeds import derive
-from openfed.tensors.check import frame_limit, is_finite
-from openfed.tensors.frame import blocks, digest
+from openfed.tensors.check import is_finite
+from openfed.tensors.frame import digest
 from openfed.tensors.record import Kind, Record
+from openfed.tensors.update import travelling, update_signature
 from openfed.typing import Emit, Json, Numbers, Tensors
 from openfed.wire.messages import Assignment, Payload
 
@@ -43,6 +50,10 @@ class Port(Protocol):
     def wait(self, ask: str, seen: int) -> AskRow:
         """Block until the ask has more than `seen` replies in the journal, or is closed."""
         ...
+
+
+_DECODED = " decoded"
+"""Where a turn keeps what the sites have decoded, beside the flow's own state."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,23 @@ class Federation:
         spool: Spool,
         emit: Emit,
         clock: Callable[[], float],
+        initial: Callable[[], Tensors],
+        aggregate: Rule = weighted_mean,
     ) -> None:
+        """`aggregate`: what makes one update of many; it sees floating entries only. `initial`
+        reads the first model: nobody else holds on to it, which may be large."""
         self.plan, self.signature = lock.plan, lock.signature
         self.roster = tuple(sorted(lock.plan.collaborators))
         self._port, self._journal, self._spool = port, journal, spool
         self._emit, self._clock = emit, clock
-        self._limit = frame_limit(update_signature(self.signature))
+        self._initial, self._aggregate = initial, aggregate
+        pipeline = lock.plan.compression_pipeline
+        self._updates = update_signature(self.signature)
+        self._chains = Pipeline(pipeline.uplink).chains(self._updates)
+        self._limit = packet_limit(self._updates, self._chains)
         self.run = journal.fact("run") or ""
         self._round, self._ordinal = 1, 0
-        self._stored: dict[str, tuple[Tensors, Payload]] = {}
+        self._offers = Offers(spool, travelling(self.signature), Pipeline(pipeline.downlink))
         self._frozen: Tensors = {}
 
     # -- asking --------------------------------------------------------------------------------
@@ -87,15 +106,19 @@ class Federation:
         cohort: Sequence[str] | None = None,
         settings: Mapping[str, Json] | None = None,
         updates: bool = False,
+        exact: bool = False,
     ) -> tuple[Answer, ...]:
         """Give a task on `model` to a cohort (default: all) and wait until the ask is closed.
 
+        `exact`: the sites get the model as it is, whatever the plan's downlink loses.
         Returns: the accepted replies, sorted by collaborator.
         Raises: OpenFedError F01: fewer replies than the plan's quorum. F02: the journal holds
         another ask at this place, so this flow is not the one that the run began with.
         """
-        replies = list(self.stream(task, model, cohort=cohort, settings=settings, updates=updates))
-        return tuple(sorted(replies, key=lambda answer: answer.collaborator))
+        stream = self.stream(
+            task, model, cohort=cohort, settings=settings, updates=updates, exact=exact
+        )
+        return tuple(sorted(stream, key=lambda answer: answer.collaborator))
 
     def stream(
         self,
@@ -105,10 +128,12 @@ class Federation:
         cohort: Sequence[str] | None = None,
         settings: Mapping[str, Json] | None = None,
         updates: bool = False,
+        exact: bool = False,
     ) -> Iterator[Answer]:
         """Like `ask`, but gives each reply as soon as it is accepted; the order is journaled."""
         names = tuple(sorted(self.roster if cohort is None else cohort))
-        row, ask = self._open(task, model, names, dict(settings or {}), updates)
+        payload = self._payload(model, exact)
+        row, ask = self._open(task, payload, names, dict(settings or {}), updates)
         seen = 0
         while True:
             for reply in row.replies[seen:]:
@@ -124,7 +149,7 @@ class Federation:
     def reduce(
         self, task: str, model: Tensors, *, settings: Mapping[str, Json] | None = None
     ) -> Tensors:
-        """Ask the round's cohort for updates of `model` and take their weighted mean."""
+        """Ask the round's cohort for updates of `model` and make one of them (`merge`)."""
         answers = self.ask(task, model, cohort=self.cohort(), settings=settings, updates=True)
         self.report(self._round - 1, model, answers)
         return self.merge(answers)
@@ -135,14 +160,16 @@ class Federation:
         with ExitStack() as stack:
             updates = [
                 Weighted(
-                    stack.enter_context(
-                        self._spool.open(a.digest, a.collaborator, limit=self._limit)
-                    ),
+                    stack.enter_context(self._packet(a.digest, a.collaborator)),
                     weight_of(a.numbers["n"][0], rule.name, rule.settings),
                 )
                 for a in answers
             ]
-            return reduce_updates(updates, update_signature(self.signature))
+            allocate = partial(scratch, self._spool.growing)
+            return reduce_updates(updates, self._updates, self._aggregate, allocate)
+
+    def _packet(self, digest: str, collaborator: str) -> PacketFile:
+        return self._spool.packet(digest, collaborator, limit=self._limit, allowed=self._chains)
 
     def cohort(self) -> tuple[str, ...]:
         """Who trains this round: the plan's fraction of the roster, drawn from the plan's seed."""
@@ -151,12 +178,12 @@ class Federation:
         return tuple(self.roster[index] for index in sorted(chosen))
 
     def _open(
-        self, task: str, model: Tensors, cohort: tuple[str, ...], settings: dict[str, Json],
+        self, task: str, model: Payload, cohort: tuple[str, ...], settings: dict[str, Json],
         updates: bool,
     ) -> tuple[AskRow, Ask]:  # fmt: skip
-        payloads = [self._put("model", model)]
+        payloads = [model]
         if self._frozen:
-            payloads.append(self._put("frozen", self._frozen))
+            payloads.append(self._offers.exact("frozen", self._frozen))
         id = _ask_id(self.run, self._round, self._ordinal, task, settings, cohort, payloads)
         row = self._journal.ask_at(self._round, self._ordinal)
         if row is None:
@@ -181,17 +208,14 @@ class Federation:
         quorum = self.plan.cohort.quorum
         return len(cohort) if quorum == "all" else min(int(quorum), len(cohort))
 
-    def _put(self, name: str, tensors: Tensors) -> Payload:
-        """The blob of `tensors`; hashed and stored once as long as they stay the same object."""
-        kept = self._stored.get(name)
-        if kept is None or kept[0] is not tensors:
-            found, size = self._spool.put(blocks(Record(tensors)))
-            kept = self._stored[name] = (tensors, Payload(name, found, size))
-        return kept[1]
+    def _payload(self, model: Tensors, exact: bool) -> Payload:
+        if exact:
+            return self._offers.exact("model", model)
+        return self._offers.model(model, derive(self.plan.seed, self._round, "downlink"))
 
     def _answer(self, collaborator: str, digest: str, size: int) -> Answer:
-        with self._spool.open(digest, collaborator, limit=self._limit) as frame:
-            return Answer(collaborator, digest, size, frame.layout.numbers)
+        with self._packet(digest, collaborator) as packet:
+            return Answer(collaborator, digest, size, packet.numbers)
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -208,7 +232,7 @@ class Federation:
             turn = Turn(0, {})
         else:
             state.clear()
-            state.update(self._decode(turn.state))
+            self._restore(turn.state, state)
         for r in range(turn.round + 1, self.plan.rounds + 1):
             self._round, self._ordinal = r, 0
             began = self._clock()
@@ -220,8 +244,13 @@ class Federation:
 
     def _commit(self, round: int, state: State) -> None:
         encoded = {name: self._encode(name, value) for name, value in state.items()}
+        if self._offers.decoded:
+            encoded[_DECODED] = {"frame": self._offers.decoded}
         self._journal.commit_turn(Turn(round, encoded), self._clock())
         self._spool.keep_only(self._needed(round, encoded))
+        for name, value in encoded.items():
+            if name in state and "frame" in value:  # from now on it lies in its file
+                state[name] = self._load(name, str(value["frame"]))
 
     def _encode(self, name: str, value: Any) -> Mapping[str, Json]:
         if isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values()):
@@ -229,27 +258,30 @@ class Federation:
                 if not is_finite(x):
                     message = f"{name} after round {self._round_shown()}: {entry} is not finite"
                     raise OpenFedError("F04", message)
-            return {"frame": self._put(name, value).digest}
+            return {"frame": self._offers.store(name, value)[0]}
         return {"value": value}
 
-    def _decode(self, encoded: Mapping[str, Any]) -> State:
-        return {
-            name: self._load(value["frame"]) if "frame" in value else value["value"]
-            for name, value in encoded.items()
-        }
+    def _restore(self, encoded: Mapping[str, Any], state: State) -> None:
+        """Fill `state`, and what the handle itself carries from round to round."""
+        self._offers.decoded = encoded.get(_DECODED, {}).get("frame", "")
+        for name, value in encoded.items():
+            if name != _DECODED:
+                frame = value.get("frame")
+                state[name] = self._load(name, frame) if frame else value["value"]
 
-    def _load(self, found: str) -> Tensors:
-        with self._spool.open(found, limit=1 << 62) as frame:
-            return frame.record().tensors
+    def _load(self, name: str, digest: str) -> Tensors:
+        tensors = self._spool.mapped(digest)
+        self._offers.kept(name, tensors, digest, self._spool.size(digest))
+        return tensors
 
     def _needed(self, round: int, encoded: Mapping[str, Any]) -> set[str]:
         """The blobs that this state, the best model and the plan's retention still need."""
-        needed = {str(value["frame"]) for value in encoded.values() if "frame" in value}
+        needed = frames(encoded)
         best = self.best()
         if best:
             needed.add(best["blob"])
         if self._frozen:
-            needed.add(self._put("frozen", self._frozen).digest)
+            needed.add(self._offers.store("frozen", self._frozen)[0])
         kept = self.plan.retention.updates
         if isinstance(kept, str):
             first = 1 if kept == "all" else round + 1
@@ -284,10 +316,13 @@ class Federation:
 
     # -- models --------------------------------------------------------------------------------
 
-    def begin(self, model: Tensors) -> Tensors:
-        """Take the initial model apart: frozen entries are fetched once by every site."""
+    def begin(self) -> Tensors:
+        """The initial model, without its frozen entries, which every site fetches once."""
+        model = self._initial()
         frozen = {spec.name for spec in self.signature if spec.kind is Kind.FROZEN}
         self._frozen = {name: x for name, x in model.items() if name in frozen}
+        if self._frozen:  # from here on they lie in the run's own file
+            self._frozen = self._load("frozen", self._offers.store("frozen", self._frozen)[0])
         return {name: x for name, x in model.items() if name not in frozen}
 
     def whole(self, model: Tensors) -> Tensors:
@@ -295,6 +330,9 @@ class Federation:
         return {**model, **self._frozen}
 
     def model_digest(self, model: Tensors) -> str:
+        """Of the whole model."""
+        if not self._frozen:
+            return self._offers.store("model", model)[0]
         return digest(Record(self.whole(model)))
 
     def parameters(self, tensors: Tensors) -> Tensors:
@@ -304,10 +342,23 @@ class Federation:
 
     # -- reports -------------------------------------------------------------------------------
 
-    def report(self, k: int, model: Tensors, answers: Sequence[Answer]) -> None:
+    @property
+    def lossy(self) -> bool:
+        """Whether the sites work on something else than the model of record."""
+        return self._offers.lossy
+
+    @property
+    def scored(self) -> str:
+        """What the scores that choose the best model are called: of what the sites have."""
+        return scores.DECODED if self.lossy else "validate"
+
+    def report(
+        self, k: int, model: Tensors, answers: Sequence[Answer], *, exact: bool = False
+    ) -> None:
         """Publish the answers' metrics of model `k`, and remember the best model by them."""
         key = f"metrics/{self._round:08d}/{self._ordinal:04d}"
-        rows = scores.rows(self._round_shown(), k, [(a.collaborator, a.numbers) for a in answers])
+        told = [(a.collaborator, a.numbers) for a in answers]
+        rows = scores.rows(self._round_shown(), k, told, decoded=self.lossy and not exact)
         known = bool(self._journal.notes(key))
         with self._journal.transaction():
             self._journal.note(key, rows)
@@ -320,13 +371,13 @@ class Federation:
 
     def _improve(self, k: int, model: Tensors, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         wanted = self.plan.best
-        value = scores.aggregate(rows, "validate", wanted.metric) if wanted else None
+        value = scores.aggregate(rows, self.scored, wanted.metric) if wanted else None
         if wanted is None or value is None:
             return None
         best = self.best()
         if best is not None and not scores.better(value, best["value"], wanted.mode):
             return None
-        blob = self._put("model", model).digest
+        blob, _ = self._offers.store("model", model)
         found = {"model": k, "metric": wanted.metric, "value": value, "blob": blob}
         self._journal.set_facts({"best": json.dumps(found)})
         return {key: found[key] for key in ("model", "metric", "value")}
@@ -339,14 +390,14 @@ class Federation:
     def best_model(self) -> tuple[int, Tensors] | None:
         """k and the whole model of the best validated one so far."""
         best = self.best()
-        return (best["model"], self.whole(self._load(best["blob"]))) if best else None
+        return (best["model"], self.whole(self._spool.mapped(best["blob"]))) if best else None
 
     def last_model(self) -> tuple[int, Tensors] | None:
         """k and the whole model after the last committed round; None before the first."""
         turn = self._journal.turn()
         if turn is None or turn.round == 0 or "model" not in turn.state:
             return None
-        return turn.round, self.whole(self._load(turn.state["model"]["frame"]))
+        return turn.round, self.whole(self._spool.mapped(turn.state["model"]["frame"]))
 
     def stopped(self) -> str | None:
         """Why training is over by the plan's `stop` rule; None while it is not."""
@@ -356,7 +407,7 @@ class Federation:
         history = [
             value
             for _, rows in self._journal.notes("metrics/")
-            if (value := scores.aggregate(rows, "validate", rule.metric)) is not None
+            if (value := scores.aggregate(rows, self.scored, rule.metric)) is not None
         ]
         if not scores.exhausted(history, rule.mode, rule.patience, rule.min_delta):
             return None

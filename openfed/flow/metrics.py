@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from openfed.errors import TaskError
+from openfed.parse import AGGREGATE
 from openfed.tasks.metrics import finish, fits, metric_name
 from openfed.tensors.check import ABOUT
 from openfed.typing import Numbers
 
-AGGREGATE = "aggregate"
 PREFIX = "metrics/"
-
 
 MAY_REPORT = {"train": ("train", "validate_tuned"), "validate": ("validate",)}
 """Whose metrics the reply to a task may hold."""
@@ -23,9 +22,16 @@ def declared(metrics: Sequence[str], task: str) -> frozenset[str]:
     return ABOUT | {f"{PREFIX}{part}/{name}" for part in parts for name in names}
 
 
-def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list[dict[str, Any]]:
+DECODED = "validate_decoded"
+"""What scores of a model are called that reached the sites with a loss."""
+
+
+def rows(
+    round: int, model: int, replies: Sequence[tuple[str, Numbers]], *, decoded: bool = False
+) -> list[dict[str, Any]]:
     """One row per (task, metric, collaborator), and the aggregate of the summed sums.
 
+    `decoded`: what was validated is not the model of record, but what the sites decoded of it.
     A site whose denominator is 0, or whose value is not finite, has no row; a metric that no site
     has, none at all.
     """
@@ -33,6 +39,7 @@ def rows(round: int, model: int, replies: Sequence[tuple[str, Numbers]]) -> list
     names = sorted({name for _, numbers in replies for name in numbers if name.startswith(PREFIX)})
     for name in names:
         _, task, metric = name.split("/", 2)
+        task = DECODED if decoded and task == "validate" else task
         given = [(who, numbers[name], _n(numbers)) for who, numbers in replies if name in numbers]
         merged = merge([sums for _, sums, _ in given])
         total = (AGGREGATE, merged, sum(n for _, _, n in given))

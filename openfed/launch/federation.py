@@ -19,6 +19,7 @@ from openfed.files import lock_file
 from openfed.launch.initial import current_lock, initialize, task_config
 from openfed.launch.processes import Exit, Kind, Line, NodeSpec, Processes, Supervisor
 from openfed.launch.result import Result, seconds
+from openfed.launch.status import as_told, latest
 from openfed.observe.files import recorder
 from openfed.observe.view import Event, Observe
 from openfed.parse import join_address, split_address
@@ -299,7 +300,7 @@ def _result(
     workspace: Workspace, events: Sequence[Event], spent: Mapping[str, float], code: int
 ) -> Result:
     """The object of `--json`. A run that fails after user code did ends as user code's failure."""
-    told = {key: value for key, value in events[-1].items() if key not in ("event", "at")}
+    told = as_told(events[-1], latest(workspace))
     if told["status"] == "completed":
         code = 0
     elif any(event.get("event") == "task.failed" for event in events):

@@ -9,6 +9,8 @@ a run that can be resumed, when their standard input ends or at SIGTERM.
 
 import argparse
 import asyncio
+import ctypes
+import gc
 import json
 import os
 import signal
@@ -45,6 +47,32 @@ def load_lock(root: Path) -> Lock:
     lock = read_lock(root / "plan" / "plan.lock")
     verify_files(root, lock)
     return lock
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+KEPT_FREE = 16 << 20
+"""Bytes of freed memory that stay at hand: the first touch of fresh memory is dear."""
+SMALL = 5 << 20
+"""Blocks and chunks lie in kept memory; what is larger goes back at once."""
+
+
+def settle_in() -> None:
+    """Once everything is imported, for a process that moves blocks of megabytes.
+
+    The garbage collector need not look at what was imported again and again: that took 13 % of a
+    node's CPU time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        for name, value in (
+            (M_MMAP_THRESHOLD, SMALL),
+            (M_TRIM_THRESHOLD, KEPT_FREE),
+            (M_ARENA_MAX, 2),
+        ):
+            libc.mallopt(name, value)
 
 
 async def run_aggregator(
@@ -216,6 +244,7 @@ def main() -> None:
     """The process: every fault is a line on standard error and an exit code."""
     given = _parser().parse_args()
     _watch_lifeline()
+    settle_in()
     try:
         code = _serve_role(given)
     except Interrupted as error:

@@ -10,8 +10,10 @@ from openfed.errors import PlanError, TaskError, UsageError
 from openfed.launch.federation import certificates, dialled, gone, note, site_specs, wrote
 from openfed.launch.node import load_lock, run_aggregator, run_until_stopped
 from openfed.launch.processes import Line, Processes, Supervisor
+from openfed.launch.status import latest
 from openfed.node.aggregator import Interrupted
 from openfed.observe.files import recorder
+from openfed.observe.text import both_ways
 from openfed.observe.view import Event, Observe
 from openfed.parse import split_address
 from openfed.pki.files import may_issue
@@ -55,6 +57,8 @@ def start_aggregator(workspace: Workspace, mode: Mode, observe: Observe) -> int:
         except Interrupted as stopped:
             say(stopped.message)
             return STOPPED
+    whole = latest(workspace)
+    say(f"in all: {both_ways(whole.total('up'), whole.total('down'), raw=True)}")
     if state is RunState.COMPLETED:
         return 0
     return TaskError.exit_code if any(each["event"] == "task.failed" for each in told) else 1

@@ -1,11 +1,17 @@
 """Who is admitted to a run, and what of theirs: the aggregator's checks, without its state."""
 
-from openfed.errors import PolicyError
+import numpy as np
+
+from openfed.codec.packet import check_chains
+from openfed.codec.pipeline import Pipeline
+from openfed.errors import PolicyError, WireError
 from openfed.flow.metrics import check_sums, declared
 from openfed.plan.lock import Lock
-from openfed.strategy.reduce import update_signature
+from openfed.store.packets import PacketFile
 from openfed.tensors.check import check_entries, check_finite, check_numbers
-from openfed.tensors.frame import FrameFile
+from openfed.tensors.frame import CHUNK, chunks
+from openfed.tensors.record import DTYPES
+from openfed.tensors.update import update_signature
 from openfed.wire.messages import PROTOCOL, Assignment, Peer, Stamp
 
 
@@ -30,16 +36,26 @@ def admit(lock: Lock, run: str, peer: Peer, stamp: Stamp) -> None:
         raise PolicyError("R04", f"expected run {run}, got {stamp.run or 'none'}")
 
 
-def check_reply(lock: Lock, frame: FrameFile, assignment: Assignment) -> None:
+def check_reply(lock: Lock, packet: PacketFile, assignment: Assignment) -> None:
     """Everything the agent has checked already: the aggregator trusts no one.
 
-    Raises: TaskError: K21 to K25.
+    Raises: TaskError: K21 to K25. WireError: W14 differences from another model, W2x codes that
+    are not the plan's, or damaged.
     """
-    layout = frame.layout
     expected = update_signature(lock.signature) if assignment.updates else ()
-    check_entries(layout.specs, expected)
+    check_entries(packet.specs, expected)
+    kinds = {spec.name: spec for spec in expected}
+    uplink = Pipeline(lock.plan.compression_pipeline.uplink)
+    check_chains(packet.head, lambda spec: uplink.chain(kinds[spec.name]))
     allowed = declared(lock.plan.metrics, assignment.task)
-    check_numbers(layout.numbers, allowed, trained=assignment.updates)
-    check_sums(layout.numbers)
-    for spec in layout.specs:
-        check_finite(spec.name, frame.tensor(spec))
+    check_numbers(packet.numbers, allowed, trained=assignment.updates)
+    check_sums(packet.numbers)
+    model = next(p.digest for p in assignment.payloads if p.name == "model")
+    if packet.head.base != model:
+        found = packet.head.base[:16]
+        raise WireError("W14", f"expected an update of model {model[:16]}..., got of {found}...")
+    for spec in packet.specs:
+        buffer = np.empty(min(CHUNK, spec.count), DTYPES[spec.dtype])
+        for start, count in chunks(spec):
+            packet.read(spec.name, start, buffer[:count])
+            check_finite(spec.name, buffer[:count])

@@ -1,32 +1,42 @@
 """The collaborator's agent: asks for work, passes it to the task process, sends what is allowed.
 
-It holds the keys and the connection, and never sees the data. Every reply is checked, encoded and
-made durable before the first byte of it is sent; what was sent once is sent again unchanged.
+It holds the keys and the connection, and never sees the data. Every chunk of a reply is checked
+and encoded before it is sent, the whole is durable before it is reported, and what was sent once is
+sent again unchanged.
 """
 
 import asyncio
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+from openfed.codec.downlink import Decoded, lossy_entries, packet_specs
+from openfed.codec.packet import Head, packet_limit
+from openfed.codec.pipeline import Pipeline
 from openfed.errors import PolicyError, TaskError, WireError
 from openfed.flow.fedavg import task_settings
 from openfed.flow.metrics import check_sums, declared
-from openfed.node.trainer import Inputs, Trainer
+from openfed.node.encoding import Update, encode_reply, lossy_specs
+from openfed.node.tail import Tail
+from openfed.node.threads import opened, to_the_end
+from openfed.node.trainer import Inputs, Result, Trainer
 from openfed.plan.lock import Lock
-from openfed.store.local import LocalStore, Owed
-from openfed.strategy.reduce import difference, update_signature
-from openfed.tasks.base import Outcome, Task
+from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
+from openfed.tasks.base import Task
 from openfed.tasks.seeds import derive
-from openfed.tensors.check import check_entries, check_finite, check_numbers, frame_limit
-from openfed.tensors.frame import blocks
-from openfed.tensors.record import Record, is_local, signature_of
+from openfed.tensors.check import check_entries, check_numbers, frame_limit
+from openfed.tensors.frame import Held, Source, source_blocks
+from openfed.tensors.record import Record, is_local, layout_of
+from openfed.tensors.update import travelling, update_signature
 from openfed.transport.base import Blocks, Link
-from openfed.typing import Tensors
 from openfed.wire.messages import (
     BLOCK,
+    ENOUGH,
     Assignment,
+    Blob,
     Failure,
     Hello,
     Next,
@@ -74,7 +84,11 @@ class Agent:
         self._training: set[str] = set()  # of the asks at work, those that can still be dropped
         self._cancelled: set[str] = set()  # asks that the aggregator no longer waits for
         self._turn = asyncio.Lock()  # one task at a time, in the order of the asks
+        self._sent: set[str] = set()  # the ask whose reply has just been sent whole
         self._updates = update_signature(lock.signature)
+        self._moving = travelling(lock.signature)
+        self._uplink = Pipeline(lock.plan.compression_pipeline.uplink)
+        self._downlink = Pipeline(lock.plan.compression_pipeline.downlink)
 
     async def run(self) -> tuple[RunState, str]:
         """Take part until the run ends; returns how it ended and why.
@@ -171,11 +185,13 @@ class Agent:
 
     async def _deliver(self, owed: Owed) -> None:
         """Send what is owed and record the ruling; the same bytes however often it is tried."""
-        push = Push(self._stamp(), owed.ask, owed.digest, owed.size)
-        await self._link.push(push, lambda offset: self._blocks(owed.digest, offset))
+        push = Push(self._stamp(), owed.ask, owed.upload, owed.digest)
+        if owed.ask not in self._sent:
+            await self._link.push(push, lambda offset: self._blocks(owed.digest, offset))
         verdict = await self._link.report(Report(self._stamp(), owed.ask, owed.digest, owed.size))
         accepted = verdict.ruling in (Ruling.ACCEPTED, Ruling.DUPLICATE)
-        await asyncio.to_thread(self._store.settle, owed, verdict.ruling.value, accepted=accepted)
+        settling = asyncio.to_thread(self._store.settle, owed, verdict.ruling, accepted=accepted)
+        await to_the_end(settling)
         if not accepted:
             self._said(f"a reply was {verdict.ruling.value} {verdict.code} {verdict.message}")
 
@@ -187,10 +203,10 @@ class Agent:
             await self._link.hello(Hello(self._stamp(), facts))
 
     async def _answer(self, assignment: Assignment) -> Owed:
-        """Fetch, run, check, encode, commit."""
+        """Fetch, run, check; then encode and send at the same time, and commit."""
         self._allow(assignment)
         paths = {p.name: await self._fetch(p) for p in assignment.payloads}
-        state = self._store.state()
+        state = self._store.state(TASK)
         local = self._store.spool.path(state) if state else None
         inputs = Inputs(paths["model"], paths.get("frozen"), local)
         seed = derive(self.lock.plan.seed, assignment.round, self.name, assignment.task)
@@ -202,8 +218,30 @@ class Agent:
             seed,
             assignment.settings,
         )
-        outcome = await self._trainer.run(task, inputs, assignment.limit)
-        return await asyncio.to_thread(self._commit, assignment, paths["model"], outcome)
+        result = await self._trainer.run(task, inputs, frame_limit(self.lock.signature))
+        try:
+            return await self._encode_and_send(assignment, paths["model"], result)
+        finally:
+            result.close()
+
+    async def _encode_and_send(self, assignment: Assignment, base: Path, result: Result) -> Owed:
+        self._check(assignment, result)
+        self._training.discard(assignment.ask)  # from here on it is reported, be it late
+        tail, upload = Tail(), secrets.token_hex(8)
+        push = Push(self._stamp(), assignment.ask, upload)
+        sending = asyncio.create_task(self._link.push(push, tail.blocks))
+        try:
+            encoding = asyncio.to_thread(self._encode, assignment, base, result, tail)
+            digest, size, states = await to_the_end(encoding)
+            owed = Owed(assignment.ask, upload, digest, size, states)
+            await to_the_end(asyncio.to_thread(self._store.owe, owed))  # before it may be closed
+            await sending
+            self._sent = {assignment.ask}
+            return owed
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            tail.close()
 
     def _allow(self, assignment: Assignment) -> None:
         """The gate: only what the approved plan says, as the approved plan says it."""
@@ -215,64 +253,111 @@ class Agent:
             raise PolicyError("R12", f"{task}: other settings than those of the approved plan")
         most = frame_limit(self.lock.signature)
         for payload in assignment.payloads:
-            if payload.size > most:
-                raise PolicyError("R12", f"{payload.name}: {payload.size} bytes, at most {most}")
+            if (size := max(payload.size, *(blob.size for blob in payload.blobs), 0)) > most:
+                raise PolicyError("R12", f"{payload.name}: {size} bytes, at most {most}")
 
-    def _commit(self, assignment: Assignment, base: Path, outcome: Outcome) -> Owed:
-        """Turn the outcome into the reply's frame; it and the new local state are one commit."""
-        update = self._update(outcome.tensors, base) if assignment.updates else {}
+    def _check(self, assignment: Assignment, result: Result) -> None:
+        """Everything but the values: raises TaskError K09, K21, K22, K24, K25."""
         allowed = declared(self.lock.plan.metrics, assignment.task)
-        check_numbers(outcome.numbers, allowed, trained=assignment.updates)
-        check_sums(outcome.numbers)
-        local = None if outcome.local is None else blocks(Record(outcome.local))
-        return self._store.owe(assignment.ask, blocks(Record(update, outcome.numbers)), local)
+        check_numbers(result.numbers, allowed, trained=assignment.updates)
+        check_sums(result.numbers)
+        trained = result.trained.specs if assignment.updates and result.trained else ()
+        for spec in trained:
+            if is_local(spec.name, self.lock.plan.scope):
+                raise TaskError("K09", f"{spec.name}: the plan keeps this entry at its site")
+        if assignment.updates:
+            check_entries(trained, self._moving)
 
-    def _update(self, trained: Tensors, base: Path) -> Tensors:
-        """`trained - base`, checked: the only way for tensors out of this site.
-
-        Raises: TaskError K09, K21 to K23.
-        """
-        for name in trained:
-            if is_local(name, self.lock.plan.scope):
-                raise TaskError("K09", f"{name}: the plan keeps this entry at its site")
-        expected = tuple(
-            s for s in self.lock.signature if s.name in {u.name for u in self._updates}
-        )
-        check_entries(signature_of(trained), expected)
-        for name, value in trained.items():
-            check_finite(name, value)
-        with self._store.spool.open(base.name, limit=1 << 62) as frame:
-            model = frame.record().tensors
-        update = difference(trained, model, expected)
-        for name, value in update.items():
-            check_finite(name, value)
-        return update
+    def _encode(
+        self, assignment: Assignment, base: Path, result: Result, tail: Tail
+    ) -> tuple[str, int, dict[str, str]]:
+        """Digest and size of the reply's packet, and the local states that it proposes."""
+        spool, specs = self._store.spool, self._updates if assignment.updates else ()
+        seed = derive(self.lock.plan.seed, assignment.round, self.name, assignment.task, "codec")
+        sent = Head(specs, self._uplink.chains(specs), result.numbers, base.name, seed)
+        feedback = self._uplink.feedback and bool(lossy_specs(sent))
+        before = self._store.state(RESIDUAL) if feedback else None
+        states = {}
+        with ExitStack() as stack:
+            opened = stack.enter_context(spool.open(base.name, limit=1 << 62))
+            update: Source = Held(Record())
+            if result.trained is not None and assignment.updates:
+                rest = before and stack.enter_context(spool.open(before, limit=1 << 62))
+                left = frozenset(spec.name for spec in lossy_specs(sent)) if rest else frozenset()
+                model = {spec.name: spec for spec in self._moving}
+                update = Update(specs, model, result.trained, opened, rest or None, left)
+            digest, size, residual = encode_reply(spool, sent, update, tail, feedback=feedback)
+        if residual is not None:
+            states[RESIDUAL] = residual
+        if result.local is not None:
+            try:
+                states[TASK] = spool.put(source_blocks(result.local))[0]
+            except WireError as error:  # its file is the task's
+                raise TaskError("K28", error.message) from error
+        return digest, size, states
 
     async def _fetch(self, payload: Payload) -> Path:
-        """The payload's blob, from the spool or the aggregator, whole and checked."""
-        spool = self._store.spool
-        try:
-            await self._grow(payload)
-        except WireError as error:
-            if error.code != "W05":
-                raise
-            await self._grow(payload)  # what a power cut left of it has been dropped
+        """The payload's frame in the spool: it is there, or one of its blobs is pulled and, where
+        that is a packet, decoded.
+
+        Raises: WireError W05: what was pulled is not what it should be.
+        """
+        spool, tried = self._store.spool, list[Blob]()
+        fault = WireError("W14", f"{payload.name}: no form of it can be decoded here")
+        while not spool.has(payload.digest):
+            blob = next((b for b in payload.blobs if not b.base or spool.has(b.base)), None)
+            if blob is None:
+                raise fault
+            try:
+                await self._pull(blob)
+                if blob.digest != payload.digest:
+                    await to_the_end(asyncio.to_thread(self._decode, payload, blob))
+            except WireError as error:
+                if error.code != "W05" or blob in tried:
+                    raise
+                fault = error
+                tried.append(blob)  # once more; what a broken transfer left has been dropped
+                if blob.base:  # somebody has changed the base: without it, the whole form is next
+                    spool.drop(blob.base)
         return spool.path(payload.digest)
 
-    async def _grow(self, payload: Payload) -> None:
+    async def _pull(self, blob: Blob) -> None:
+        """Its bytes, from where an earlier transfer ended; they can be had again, so no sync."""
         spool = self._store.spool
-        if spool.has(payload.digest):
+        if spool.has(blob.digest):
             return
-        with await asyncio.to_thread(spool.grow, payload.digest, size=payload.size) as growing:
-            pull = Pull(self._stamp(), payload.digest, growing.at)
+        async with opened(partial(spool.grow, blob.digest, size=blob.size)) as growing:
+            pull = Pull(self._stamp(), blob.digest, growing.at)
             async for block in self._link.pull(pull):
                 await asyncio.to_thread(growing.append, block)
-            await asyncio.to_thread(growing.finish)
+            await asyncio.to_thread(growing.finish, blob.digest, durable=False)
+
+    def _decode(self, payload: Payload, blob: Blob) -> None:
+        """The frame that a packet stands for; the same bits at every site, or an error."""
+        spool, model = self._store.spool, self._moving
+        chains = self._downlink.chains(model)
+        with ExitStack() as stack:
+            expected = packet_specs(model, self._downlink) if blob.base else model
+            limit = packet_limit(expected, chains)
+            packet = stack.enter_context(spool.packet(blob.digest, limit=limit, allowed=chains))
+            if packet.head.base != blob.base or layout_of(packet.specs) != layout_of(expected):
+                raise WireError("W14", f"{payload.name}: a packet of something else")
+            base = stack.enter_context(spool.open(blob.base, limit=1 << 62)) if blob.base else None
+            lossy = lossy_entries(model, self._downlink) if base else {}
+            decoded = Decoded(model, packet, base or packet, lossy)
+            into = stack.enter_context(spool.writing())
+            for block in source_blocks(decoded):
+                into.append(block)
+            found, _ = into.finish(durable=False)
+        spool.drop(blob.digest)
+        if found != payload.digest:
+            spool.drop(found)
+            raise WireError("W05", f"{payload.name}: decodes to other bits than at the aggregator")
 
     async def _blocks(self, digest: str, offset: int) -> Blocks:
-        read = self._store.spool.read(digest, offset, BLOCK)
-        while block := await asyncio.to_thread(next, read, b""):
-            yield block
+        if offset < ENOUGH:
+            for block in self._store.spool.read(digest, offset, BLOCK):
+                yield block
 
     def _stamp(self) -> Stamp:
         plan = self.lock.plan

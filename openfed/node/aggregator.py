@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from openfed.ask.machine import (
@@ -26,22 +27,27 @@ from openfed.ask.machine import (
     Replied,
     step,
 )
+from openfed.codec.pipeline import Pipeline
 from openfed.errors import CODES, OpenFedError, PolicyError, TaskError, WireError
 from openfed.node.admission import admit, check_reply
 from openfed.node.bell import Bell
+from openfed.node.outgoing import Outgoing
+from openfed.node.threads import opened, to_the_end
 from openfed.parse import DIGEST
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Reply
 from openfed.store.spool import Spool
 from openfed.tensors.check import ABOUT
+from openfed.tensors.update import update_signature
 from openfed.transport.base import Blocks
 from openfed.typing import Emit, Numbers
 from openfed.wire.messages import (
-    BLOCK,
+    ENOUGH,
     Assignment,
     Hello,
     Next,
     Orders,
+    Payload,
     Peer,
     Pull,
     Push,
@@ -73,13 +79,22 @@ class Interrupted(OpenFedError):
 
 
 @dataclass
+class Upload:
+    """What a collaborator is sending: one encoding of its reply. `digest`: once it is whole."""
+
+    name: str
+    digest: str = ""
+
+
+@dataclass
 class Open:
     """An ask that collaborators can see."""
 
     ask: Ask
     assignment: Assignment
     since: float  # monotonic, less what earlier lives of the aggregator have counted
-    uploads: dict[str, str] = field(default_factory=dict)  # collaborator -> digest
+    uploads: dict[str, Upload] = field(default_factory=dict)  # by collaborator
+    judging: set[str] = field(default_factory=set)  # whose reply is being looked at
 
 
 class Aggregator:
@@ -99,8 +114,11 @@ class Aggregator:
     ) -> None:
         self.lock, self.run, self.journal, self.spool = lock, run, journal, spool
         self.state, self.reason = RunState.RUNNING, ""
-        self.sent = self.received = 0  # bytes of frames, to and from all collaborators
         self._emit, self._monotonic = emit, monotonic
+        self._uplink = Pipeline(lock.plan.compression_pipeline.uplink)
+        self._updates = update_signature(lock.signature)
+        self._outgoing = Outgoing(spool)
+        self._raw = sum(spec.size for spec in self._updates)
         self._asks: dict[str, Open] = {}
         self._here: dict[str, bool] = {}  # who was seen -> whether it has heard the end
         self._refused: set[tuple[str, str]] = set()
@@ -229,36 +247,72 @@ class Aggregator:
 
     async def pull(self, peer: Peer, pull: Pull) -> Blocks:
         self._admit(peer, pull.stamp)
-        if not any(
-            payload.digest == pull.digest
-            for open in self._asks.values()
-            if open.ask.awaits(peer.name)
-            for payload in open.assignment.payloads
-        ):
+        asked = self._naming(peer.name, pull.digest)
+        if asked is None:
             raise PolicyError("R05", f"no open assignment of {peer.name} names this blob")
-        blocks = self.spool.read(pull.digest, pull.offset, BLOCK)
-        while block := await asyncio.to_thread(next, blocks, b""):
-            self.sent += len(block)
-            yield block
+        began = self._monotonic()
+        offset = pull.offset
+        try:
+            while block := await self._outgoing.block(pull.digest, offset):
+                offset += len(block)
+                yield block
+        except FileNotFoundError:  # the ask has been closed, and its blobs swept
+            raise PolicyError("R05", f"{peer.name} need not have this blob any more") from None
+        open, payload, size = asked
+        self._moved(open.assignment, peer.name, "down", payload.name, size, payload.size, began)
+
+    def _naming(self, name: str, digest: str) -> tuple[Open, Payload, int] | None:
+        """The open ask of a collaborator that names this blob, for what, and the blob's size."""
+        for open in self._asks.values():
+            if open.ask.awaits(name):
+                for payload in open.assignment.payloads:
+                    for blob in payload.blobs:
+                        if blob.digest == digest:
+                            return open, payload, blob.size
+        return None
 
     async def push_offset(self, peer: Peer, push: Push) -> int:
         self._admit(peer, push.stamp)
-        if not await self._takes(peer, push):
-            return push.size
-        return await asyncio.to_thread(self.spool.grown, push.digest, peer.name)
+        open = await self._wanted(peer, push)
+        if open is None:
+            return ENOUGH
+        whole = open.uploads[peer.name].digest or push.digest
+        if whole and self.spool.has(whole, peer.name):
+            return ENOUGH
+        return await asyncio.to_thread(self.spool.grown, push.upload, peer.name)
 
     async def push_blocks(self, peer: Peer, push: Push, offset: int, blocks: Blocks) -> None:
         self._admit(peer, push.stamp)
-        if not await self._takes(peer, push) or self.spool.has(push.digest, peer.name):
+        open = await self._wanted(peer, push)
+        if open is None or offset == ENOUGH:
             return
-        growing = await asyncio.to_thread(self.spool.grow, push.digest, peer.name, size=push.size)
-        with growing:
+        began, limit = self._monotonic(), open.assignment.limit
+        grow = partial(self.spool.grow, push.upload, peer.name, size=limit)
+        async with opened(grow) as growing:
             if growing.at != offset:
                 raise WireError("W04", f"expected bytes from {growing.at}, got from {offset}")
             async for block in blocks:
                 await asyncio.to_thread(growing.append, block)
-                self.received += len(block)
-            await asyncio.to_thread(growing.finish)
+            try:
+                digest = await to_the_end(asyncio.to_thread(growing.finish, push.digest))
+            except WireError as error:
+                if error.code == "W04" and not open.ask.awaits(peer.name):
+                    return  # it is over meanwhile, and what came has been swept: the report says so
+                raise
+        if open.uploads[peer.name].name != push.upload:
+            self._forget(digest, peer.name)
+            raise WireError("W04", "another upload has taken the place of this one")
+        open.uploads[peer.name].digest = digest
+        raw = self._raw if open.assignment.updates else growing.at
+        self._moved(open.assignment, peer.name, "up", "update", growing.at, raw, began)
+
+    def _moved(
+        self, asked: Assignment, name: str, direction: str, payload: str, size: int, raw: int,
+        began: float,
+    ) -> None:  # fmt: skip
+        fields = {"round": asked.round, "task": asked.task, "ask": asked.ask, "collaborator": name}
+        fields |= {"direction": direction, "payload": payload, "bytes": size, "raw": raw}
+        self._emit("transfer", {**fields, "seconds": self._monotonic() - began})
 
     async def report(self, peer: Peer, report: Report) -> Verdict:
         self._admit(peer, report.stamp)
@@ -271,6 +325,7 @@ class Aggregator:
         """Check the reply, make it durable, adopt it, and only then say so."""
         reply, numbers = Reply(name, report.digest, report.size), NOTHING
         if open.ask.awaits(name):  # what no longer counts is not looked at
+            open.judging.add(name)  # until it is adopted, or refused: its bytes stay
             reply, numbers = await asyncio.to_thread(self._judge, name, report, open)
         event: Event = Replied(name, reply.digest)
         if reply.code or report.failure:
@@ -281,6 +336,7 @@ class Aggregator:
             ruling, code = _ruling(effects)
             self._tell(open, report, ruling, reply, numbers)
             self._adopt(open, ask, effects)
+        open.judging.discard(name)
         if ruling is Ruling.ACCEPTED and reply.code and report.failure is None:
             ruling, code = Ruling.REFUSED, reply.code
         message = reply.message or (CODES[code].title if code else "")
@@ -313,27 +369,30 @@ class Aggregator:
             await self._offers.heard()
         return self._asks.get(ask)
 
-    async def _takes(self, peer: Peer, push: Push) -> bool:
-        """Whether the upload is wanted; for an ask that is closed, its report is enough.
+    async def _wanted(self, peer: Peer, push: Push) -> Open | None:
+        """The ask that the upload is for; None where its report is enough.
 
-        Raises: WireError: not a digest (W05), too large (W03). PolicyError R06: never asked.
+        Raises: PolicyError R06: never asked.
         """
-        if not DIGEST.fullmatch(push.digest):
-            raise WireError("W05", "expected a SHA-256 digest in hex")
         open = await self._offered(push.ask)
         if open is None and self.journal.ask(push.ask) is not None:
-            return False
+            return None
         if open is None or peer.name not in open.ask.cohort:
             raise PolicyError("R06", f"{peer.name} was not asked {push.ask}")
-        if push.size > open.assignment.limit:
-            limit = open.assignment.limit
-            raise WireError("W03", f"{push.size} bytes announced, at most {limit} are allowed")
-        if open.uploads.setdefault(peer.name, push.digest) != push.digest:
-            if not open.ask.awaits(peer.name):
-                return False
-            self.spool.drop(open.uploads[peer.name], peer.name)  # one upload a site and ask
-            open.uploads[peer.name] = push.digest
-        return True
+        known = open.uploads.setdefault(peer.name, Upload(push.upload))
+        if known.name != push.upload:
+            if not open.ask.awaits(peer.name) or peer.name in open.judging:
+                return None
+            self.spool.drop_growing(known.name, peer.name)  # one upload a site and ask
+            if known.digest and known.digest != push.digest:
+                self._forget(known.digest, peer.name)
+            open.uploads[peer.name] = Upload(push.upload)
+        return open
+
+    def _forget(self, digest: str, name: str) -> None:
+        """Drop what a site has uploaded, unless the same bytes are a reply that counts."""
+        if not self.journal.counts(name, digest):
+            self.spool.drop(digest, name)
 
     def _judge(self, name: str, report: Report, open: Open) -> tuple[Reply, Numbers]:
         """The reply to be journaled: accepted, or failed with a code, and its numbers."""
@@ -344,11 +403,12 @@ class Aggregator:
             if not DIGEST.fullmatch(report.digest) or not self.spool.has(report.digest, name):
                 raise WireError("W05", "the reported bytes were not uploaded")
             limit = open.assignment.limit
-            with self.spool.open(report.digest, name, limit=limit) as frame:
-                check_reply(self.lock, frame, open.assignment)
+            chains = self._uplink.chains(self._updates)
+            with self.spool.packet(report.digest, name, limit=limit, allowed=chains) as packet:
+                check_reply(self.lock, packet, open.assignment)
         except (TaskError, WireError) as error:
             return Reply(name, "", 0, error.code, error.message), {}
-        return Reply(name, report.digest, report.size), frame.layout.numbers
+        return Reply(name, report.digest, packet.size), packet.numbers
 
     # -- carrying out ----------------------------------------------------------------------------
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from openfed.errors import CODES, OpenFedError, PolicyError
 from openfed.files import write_whole
-from openfed.flow import metrics as scores
 from openfed.flow.federation import Federation
+from openfed.flow.metrics import DECODED
 from openfed.node.accounts import Accounts
 from openfed.node.aggregator import Aggregator, Interrupted
+from openfed.parse import AGGREGATE
 from openfed.plan.lock import Lock
 from openfed.store.journal import Journal
 from openfed.tensors.frame import digest
@@ -27,7 +28,7 @@ from openfed.tensors.record import Record
 from openfed.typing import Emit, Tensors
 from openfed.wire.messages import RunState
 
-Flow = Callable[[Federation, Tensors], Tensors]
+Flow = Callable[[Federation], Tensors]
 
 FAREWELL_S = 10.0
 """How long an aggregator stays to tell its collaborators that the run has ended."""
@@ -35,7 +36,8 @@ FAREWELL_S = 10.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. `summary` is the object that `fx run --json` prints."""
+    """How a run ended. `summary`: what `fx run --json` prints of it, the bytes apart, which
+    observers add up."""
 
     state: RunState
     reason: str
@@ -73,7 +75,7 @@ async def conduct(
     await asyncio.to_thread(
         journal.set_facts, {"status": state.value, "reason": reason, "ended": str(time.time())}
     )
-    summary = summarise(lock, journal, saved, (aggregator.received, aggregator.sent))
+    summary = summarise(lock, journal, saved)
     seconds = {"total": time.monotonic() - began, "training": accounts.training}
     summary["seconds"] = {**seconds, "imports": accounts.imports}
     accounts.emit("run.ended", summary)
@@ -88,9 +90,8 @@ def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path) -> None:
         for which in ("last", "best"):
             (saved / f"{lock.plan.name}_{which}.safetensors").unlink(missing_ok=True)
         (saved / "manifest.json").unlink(missing_ok=True)
-    initial = _initial(saved / f"{lock.plan.name}_init.safetensors", lock)
     with np.errstate(over="ignore", invalid="ignore"):  # the handle refuses what is not finite
-        flow(handle, initial)
+        flow(handle)
 
 
 def _save(lock: Lock, handle: Federation, saved: Path, emit: Emit) -> None:
@@ -115,8 +116,9 @@ def _save(lock: Lock, handle: Federation, saved: Path, emit: Emit) -> None:
     write_whole(saved / "manifest.json", text.encode() + b"\n")
 
 
-def _initial(path: Path, lock: Lock) -> Tensors:
+def read_initial(saved: Path, lock: Lock) -> Tensors:
     """Raises: UsageError U10 unreadable; PolicyError R13 it is not the plan's initial model."""
+    path = saved / f"{lock.plan.name}_init.safetensors"
     model = read_model(path)
     found = digest(Record(model))
     if found != lock.model_digest:
@@ -130,13 +132,10 @@ def _versions() -> dict[str, str]:
     return {**found, "python": platform.python_version(), "machine": platform.machine()}
 
 
-def summarise(
-    lock: Lock, journal: Journal, saved: Path, transferred: tuple[int, int]
-) -> dict[str, Any]:
-    """What is known of a run from its journal, and what it moved: the object of `--json`."""
+def summarise(lock: Lock, journal: Journal, saved: Path) -> dict[str, Any]:
+    """What is known of a run from its journal."""
     turn, best = journal.turn(), journal.fact("best")
     found = json.loads(best) if best else None
-    up, down = transferred
     path, last = str(saved / f"{lock.plan.name}_last.safetensors"), journal.fact("last")
     return {
         "status": journal.fact("status"),
@@ -147,7 +146,6 @@ def summarise(
         "model": {"path": path, "digest": last} if last else None,
         "best": {key: found[key] for key in ("model", "metric", "value")} if found else None,
         "metrics": _last_metrics(journal),
-        "bytes": {"up": up, "down": down, "up_raw": up, "down_raw": down},
     }
 
 
@@ -157,7 +155,7 @@ def _last_metrics(journal: Journal) -> dict[str, float]:
         found = {
             row["metric"]: row["value"]
             for row in rows
-            if row["collaborator"] == scores.AGGREGATE and row["task"] == "validate"
+            if row["collaborator"] == AGGREGATE and row["task"] in ("validate", DECODED)
         }
         if found:
             return found

@@ -7,16 +7,18 @@ whatever the task process says and writes as input from outside.
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from openfed.errors import CODES, TaskError, WireError
+from openfed.node.threads import to_the_end
 from openfed.tasks.base import Outcome, Task
 from openfed.tasks.channel import LOCAL_OUT, UPDATE_OUT, listen, read_message, write_message
-from openfed.tensors.frame import open_frame, unpack
+from openfed.tensors.frame import FrameFile, Held, Source, open_frame, unpack
 from openfed.tensors.record import Record
+from openfed.typing import Numbers
 
 MOST_UNREAD = 100
 """Messages of a task process that are kept before it has to wait."""
@@ -34,13 +36,30 @@ class Inputs:
     local: Path | None = None
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a task answered. `trained` and `local` are read until `close`, in pieces."""
+
+    numbers: Numbers
+    trained: Source | None = None
+    local: Source | None = None
+
+    def close(self) -> None:
+        for source in (self.trained, self.local):
+            if isinstance(source, FrameFile):
+                source.close()
+
+
 class Trainer(Protocol):
     """Runs tasks where the data is. `versions`: of what they run on, once it is known."""
 
     versions: Mapping[str, str]
 
-    async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
-        """Raises TaskError: the task failed, or its process died."""
+    async def run(self, task: Task, inputs: Inputs, limit: int) -> Result:
+        """`limit`: most bytes of what was trained, as a frame.
+
+        Raises TaskError: the task failed, or its process died.
+        """
         ...
 
 
@@ -90,7 +109,7 @@ class SocketTrainer:
         self.exchange, self._said = exchange, said
         self._child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
-        self._copied: dict[str, str] = {}
+        self._laid_out: dict[str, str] = {}
         self.versions: Mapping[str, str] = {}
         for name in ("in", "out"):
             (exchange / name).mkdir(mode=0o700, exist_ok=True)
@@ -120,11 +139,11 @@ class SocketTrainer:
             self._child = asyncio.get_running_loop().create_future()
         self._child.set_result(child)
 
-    async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
+    async def run(self, task: Task, inputs: Inputs, limit: int) -> Result:
         child = await self._alive(task)
         try:
             await self._ready(child)
-            await _to_the_end(asyncio.to_thread(self._lay_out, inputs))
+            await to_the_end(asyncio.to_thread(self._lay_out, inputs))
             order = {"op": "run", "id": f"{task.round}-{task.name}", "task": asdict(task)}
             has = {"frozen": inputs.frozen is not None, "local": inputs.local is not None}
             await write_message(child.writer, {**order, **has})
@@ -136,9 +155,8 @@ class SocketTrainer:
             raise TaskError("K26", await self._epitaph(task, error)) from None
         if answer["op"] == "failed":
             raise _failure(answer)
-        outcome = await asyncio.to_thread(self._collect, answer, limit)
         about = {"import_seconds": (child.import_seconds,)}
-        return replace(outcome, numbers={**outcome.numbers, **about})
+        return self._collect(answer, limit, about)
 
     async def _ready(self, child: Child) -> None:
         """Wait until the process has imported the user's code and opened the data."""
@@ -151,7 +169,7 @@ class SocketTrainer:
         child.ready = True
         self.versions = _versions(message.get("versions"))
         seconds = message.get("import_seconds")
-        child.import_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+        child.import_seconds = min(max(seconds, 0.0), 1e6) if isinstance(seconds, float) else 0.0
 
     async def _alive(self, task: Task) -> Child:
         """The connected process; one that died since its last task is replaced by its successor.
@@ -190,34 +208,38 @@ class SocketTrainer:
         return f"{who}: {'killed by signal' if code < 0 else 'exit code'} {abs(code)}{hint}"
 
     def _lay_out(self, inputs: Inputs) -> None:
-        """Copy frames into the exchange; over the old file, whose memory is mapped already."""
+        """Put frames into the exchange: as links where that can be, else as copies."""
         for name in ("model", "frozen", "local"):
             source: Path | None = getattr(inputs, name)
-            if source is None or self._copied.get(name) == source.name:
+            if source is None or self._laid_out.get(name) == source.name:
                 continue
-            target = self.exchange / "in" / name
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-            with open(source, "rb") as read, open(os.open(target, flags, 0o600), "wb") as write:
-                shutil.copyfileobj(read, write, 1 << 20)
-                write.truncate()
-            self._copied[name] = source.name
+            aside = self.exchange / "in" / f".{name}"
+            aside.unlink(missing_ok=True)
+            try:
+                os.link(source, aside)
+            except OSError:  # another file system
+                shutil.copyfile(source, aside)
+            os.replace(aside, self.exchange / "in" / name)
+            self._laid_out[name] = source.name
 
-    def _collect(self, answer: dict[str, Any], limit: int) -> Outcome:
-        numbers = _numbers(answer.get("numbers"))
-        update = self._read(UPDATE_OUT, limit).tensors if answer.get("update") else {}
-        local = self._read(LOCAL_OUT, 1 << 40).tensors if answer.get("local") else None
-        return Outcome(numbers, update, local)
-
-    def _read(self, name: str, limit: int) -> Record:
+    def _collect(self, answer: dict[str, Any], limit: int, about: Numbers) -> Result:
+        numbers = {**_numbers(answer.get("numbers")), **about}
+        trained = self._open(UPDATE_OUT, limit) if answer.get("update") else None
         try:
-            with open_frame(self.exchange / name, limit=limit) as frame:
-                return frame.record()
+            local = self._open(LOCAL_OUT, 1 << 48) if answer.get("local") else None
+        except TaskError:
+            Result(numbers, trained).close()
+            raise
+        return Result(numbers, trained, local)
+
+    def _open(self, name: str, limit: int) -> FrameFile:
+        """What the task wrote; from here on its process can only make a read of it fail."""
+        try:
+            return open_frame(self.exchange / name, limit=limit)
         except OSError as error:
             raise TaskError("K28", f"{name}: {error.strerror}") from error
         except WireError as error:
             raise TaskError("K28", f"{name}: {error.message}") from error
-        except (ValueError, MemoryError) as error:  # sizes that no array can have
-            raise TaskError("K28", f"{name}: {type(error).__name__} {error}") from error
 
 
 class DirectTrainer:
@@ -228,23 +250,17 @@ class DirectTrainer:
         self._run = run
         self.versions: Mapping[str, str] = {}
 
-    async def run(self, task: Task, inputs: Inputs, limit: int) -> Outcome:
+    async def run(self, task: Task, inputs: Inputs, limit: int) -> Result:
         def work() -> Outcome:
             model = dict(_read(inputs.model))
             if inputs.frozen is not None:
                 model |= _read(inputs.frozen)
             return self._run(task, model, dict(_read(inputs.local)) if inputs.local else {})
 
-        return await asyncio.to_thread(work)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await it; where the caller is cancelled, only when it is done: a thread can't be stopped."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    finally:
-        await asyncio.wait({task})
+        outcome = await asyncio.to_thread(work)
+        trained = Held(Record(outcome.tensors)) if outcome.tensors else None
+        local = None if outcome.local is None else Held(Record(outcome.local))
+        return Result(outcome.numbers, trained, local)
 
 
 def _versions(found: Any) -> dict[str, str]:
@@ -270,5 +286,5 @@ def _failure(message: dict[str, Any]) -> TaskError:
 def _numbers(found: Any) -> dict[str, tuple[float, ...]]:
     try:
         return {str(name): tuple(float(x) for x in xs) for name, xs in found.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise TaskError("K28", f"numbers: expected lists of floats ({error})") from error

@@ -157,6 +157,11 @@ class Journal:
         columns = "ask, collaborator, digest, size, code, message"
         self._write(f"insert into replies ({columns}) values (?, ?, ?, ?, ?, ?)", ask, *values)
 
+    def counts(self, collaborator: str, digest: str) -> bool:
+        """Whether these bytes are a reply of this collaborator to any ask."""
+        where = "where collaborator = ? and digest = ?"
+        return bool(self._rows(f"select 1 from replies {where} limit 1", collaborator, digest))
+
     def set_elapsed(self, ask: str, seconds: float) -> None:
         self._write("update asks set elapsed_s = ? where id = ?", seconds, ask)
 

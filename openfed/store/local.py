@@ -1,13 +1,14 @@
 """The agent's own store: versioned local state, and the replies it owes.
 
 A task reads state X and proposes Y. The encoded reply and Y are committed together before the
-upload begins; a retry resends the same bytes. Y becomes the state only when the reply has been
+reply is reported; a retry resends the same bytes. Y becomes the state only when the reply has been
 accepted, so what a refused or late task did at the site is forgotten with it.
 """
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +17,26 @@ from openfed.store.spool import Spool
 
 _TABLES = """
 create table if not exists replies (
-  ask text primary key, digest text not null, size integer not null, state text, ruling text);
-create table if not exists states (version integer primary key, digest text not null, ask text);
+  ask text primary key, upload text not null, digest text not null, size integer not null,
+  states text not null, ruling text);
+create table if not exists states (
+  version integer primary key, name text not null, digest text not null, ask text);
 """
+
+TASK, RESIDUAL = "task", "residual"
+"""What is kept between tasks: the task's own entries; what compression has not sent yet."""
 
 
 @dataclass(frozen=True)
 class Owed:
-    """A reply that is encoded. `state`: digest of the proposed local state, or None.
+    """A reply that is encoded. `states`: name -> digest of the local states that it proposes.
     `ruling` is empty until the aggregator has ruled."""
 
     ask: str
+    upload: str  # names this encoding to the aggregator
     digest: str
     size: int
-    state: str | None
+    states: Mapping[str, str]
     ruling: str = ""
 
 
@@ -48,53 +55,58 @@ class LocalStore:
         self._db.execute("pragma journal_mode=wal")
         self._db.execute("pragma synchronous=full")
         self._db.executescript(_TABLES)
+        self.sweep(())  # what else is there need not have survived a loss of power whole
 
     def close(self) -> None:
         self._db.close()
         os.close(self._held)
 
-    def state(self) -> str | None:
-        """Digest of the current local state; None before the first."""
-        query = "select digest from states order by version desc limit 1"
-        row = self._db.execute(query).fetchone()
+    def state(self, name: str) -> str | None:
+        """Digest of the current local state of this name; None before the first."""
+        query = "select digest from states where name = ? order by version desc limit 1"
+        row = self._db.execute(query, (name,)).fetchone()
         return str(row[0]) if row else None
 
     def unsettled(self) -> list[Owed]:
         """The replies whose ruling is not known, oldest first."""
-        query = "select ask, digest, size, state, '' from replies where ruling is null"
-        rows = self._db.execute(query + " order by rowid").fetchall()
-        return [Owed(*row) for row in rows]
+        query = f"select {_COLUMNS} from replies where ruling is null order by rowid"
+        return [_owed(row) for row in self._db.execute(query)]
 
     def owed(self, ask: str) -> Owed | None:
-        query = "select ask, digest, size, state, coalesce(ruling, '') from replies where ask = ?"
+        query = f"select {_COLUMNS} from replies where ask = ?"
         row = self._db.execute(query, (ask,)).fetchone()
-        return Owed(*row) if row else None
+        return _owed(row) if row else None
 
-    def owe(
-        self,
-        ask: str,
-        frame: Iterable[bytes | memoryview],
-        state: Iterable[bytes | memoryview] | None,
-    ) -> Owed:
-        """Commit a reply and the state it proposes, together and durably."""
-        digest, size = self.spool.put(frame)
-        proposed = self.spool.put(state)[0] if state is not None else None
-        query = "insert or replace into replies (ask, digest, size, state) values (?, ?, ?, ?)"
-        self._db.execute(query, (ask, digest, size, proposed))
-        return Owed(ask, digest, size, proposed)
+    def owe(self, owed: Owed) -> None:
+        """Commit a reply and the states it proposes, whose blobs are on disk."""
+        columns = "ask, upload, digest, size, states"
+        query = f"insert or replace into replies ({columns}) values (?, ?, ?, ?, ?)"
+        states = json.dumps(dict(owed.states))
+        self._db.execute(query, (owed.ask, owed.upload, owed.digest, owed.size, states))
 
     def settle(self, owed: Owed, ruling: str, *, accepted: bool) -> None:
-        """Record the ruling; adopt the proposed state if the reply was accepted."""
+        """Record the ruling; adopt the proposed states if the reply was accepted."""
         self._db.execute("begin immediate")
         query = "update replies set ruling = ? where ask = ? and ruling is null"
         fresh = self._db.execute(query, (ruling, owed.ask)).rowcount == 1
-        if fresh and accepted and owed.state is not None:
-            values = (owed.state, owed.ask)
-            self._db.execute("insert into states (digest, ask) values (?, ?)", values)
+        if fresh and accepted:
+            for name, digest in owed.states.items():
+                values = (name, digest, owed.ask)
+                self._db.execute("insert into states (name, digest, ask) values (?, ?, ?)", values)
         self._db.execute("commit")
 
     def sweep(self, keep: Iterable[str]) -> None:
-        """Remove blobs that are neither in `keep`, nor the state, nor owed."""
-        query = "select digest, state from replies where ruling is null"
-        owed = {digest for row in self._db.execute(query) for digest in row}
-        self.spool.keep_only({str(x) for x in (*keep, *owed, self.state()) if x})
+        """Remove blobs that are neither in `keep`, nor a state, nor owed."""
+        owed = self.unsettled()
+        proposed = [digest for each in owed for digest in each.states.values()]
+        kept = [*keep, *(each.digest for each in owed), *proposed]
+        states = [found for name in (TASK, RESIDUAL) if (found := self.state(name))]
+        self.spool.keep_only({*kept, *states})
+
+
+_COLUMNS = "ask, upload, digest, size, states, coalesce(ruling, '')"
+
+
+def _owed(row: tuple[str, str, str, int, str, str]) -> Owed:
+    ask, upload, digest, size, states, ruling = row
+    return Owed(ask, upload, digest, size, json.loads(states), ruling)

@@ -1,19 +1,25 @@
-"""The spool: frames on disk by the digest of their bytes, and uploads that are still growing.
+"""The spool: frames and packets on disk by the digest of their bytes, and those still growing.
 
 A blob of the node's own is named by its digest; one that a collaborator sent, by owner and
 digest, so that what one site uploads is never taken as another's. A blob is there only whole and
-synced: `put` and `finish` sync the file, rename it, and sync the folder before they return.
+synced: `finish` syncs the file, renames it, and syncs the folder before it returns. (One that can
+be had again need not be synced; whoever keeps such blobs clears them away when it starts.)
 """
 
 import fcntl
-import hashlib
+import mmap
 import os
+import secrets
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from openfed.codec.chain import Chain
 from openfed.errors import TransportError, WireError
 from openfed.files import sync_folder
-from openfed.tensors.frame import FrameFile, open_frame
+from openfed.store.packets import PacketFile, open_packet
+from openfed.tensors.frame import FrameFile, hasher, open_frame, unpack
+from openfed.typing import Tensors
 
 
 def blob_name(digest: str, owner: str = "") -> str:
@@ -43,43 +49,63 @@ class Spool:
         """Open a blob as a frame of at most `limit` bytes."""
         return open_frame(self.path(digest, owner), limit=limit)
 
+    def packet(
+        self, digest: str, owner: str = "", *, limit: int, allowed: Collection[Chain]
+    ) -> PacketFile:
+        """Open a blob as a packet of at most `limit` bytes, coded in allowed chains only."""
+        return open_packet(self.path(digest, owner), limit=limit, allowed=allowed)
+
+    def mapped(self, digest: str) -> Tensors:
+        """The tensors of a frame that this node wrote, as read-only views of the file: they take
+        no memory that the kernel can't have back."""
+        descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            frame = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        return unpack(frame, limit=len(frame), copy=False).tensors
+
+    def writing(self) -> "Writing":
+        """A new blob of the node's own."""
+        return Writing(self)
+
     def put(self, blocks: Iterable[bytes | memoryview]) -> tuple[str, int]:
         """Store the node's own bytes; durable when it returns. Returns digest and size."""
-        aside = self.growing / f"put-{os.getpid()}-{id(blocks)}"
-        sha, size = hashlib.sha256(), 0
-        with open(aside, "wb") as file:
+        with self.writing() as blob:
             for block in blocks:
-                sha.update(block)
-                file.write(block)
-                size += len(block)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path(sha.hexdigest()))
-        sync_folder(self.blobs)
-        return sha.hexdigest(), size
+                blob.append(block)
+            return blob.finish()
 
-    def read(self, digest: str, offset: int, block: int, owner: str = "") -> Iterator[bytes]:
+    def block(self, digest: str, offset: int, most: int) -> bytes:
+        """At most so many bytes of a blob from `offset` on; none at its end."""
+        with open(self.path(digest), "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(most)
+
+    def read(self, digest: str, offset: int, block: int) -> Iterator[bytes]:
         """The blob's bytes from `offset` on, `block` at a time."""
-        with open(self.path(digest, owner), "rb") as file:
+        with open(self.path(digest), "rb", buffering=0) as file:
             file.seek(offset)
             while data := file.read(block):
                 yield data
 
-    def grown(self, digest: str, owner: str = "") -> int:
-        """How many bytes of a transfer are here, whole or in part."""
-        if self.has(digest, owner):
-            return self.size(digest, owner)
-        part = self.growing / blob_name(digest, owner)
+    def grown(self, name: str, owner: str = "") -> int:
+        """How many bytes of a transfer that is not whole are here."""
+        part = self.growing / blob_name(name, owner)
         return part.stat().st_size if part.exists() else 0
 
-    def grow(self, digest: str, owner: str = "", *, size: int) -> "Growing":
-        """Go on with a transfer, from `grown(...)` bytes."""
-        return Growing(self, digest, owner, size)
+    def grow(self, name: str, owner: str = "", *, size: int) -> "Growing":
+        """Go on with a transfer of at most `size` bytes, from `grown(...)` on. `name`: the digest,
+        or a name for what has none yet."""
+        return Growing(self, name, owner, size)
 
     def drop(self, digest: str, owner: str = "") -> None:
-        """Forget a blob, whole or growing."""
-        for folder in (self.blobs, self.growing):
-            (folder / blob_name(digest, owner)).unlink(missing_ok=True)
+        """Forget a whole blob."""
+        self.path(digest, owner).unlink(missing_ok=True)
+
+    def drop_growing(self, name: str, owner: str = "") -> None:
+        """Forget a transfer that is not whole."""
+        (self.growing / blob_name(name, owner)).unlink(missing_ok=True)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every blob, whole or growing, whose name is not in `names`."""
@@ -89,6 +115,50 @@ class Spool:
                     path.unlink(missing_ok=True)
 
 
+class Writing:
+    """A blob that this node writes; a context manager that leaves nothing behind unless it is
+    finished. What is written can be read from `path` at once, `size` bytes of it."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.path = spool.growing / f"own-{secrets.token_hex(8)}"
+        self.file = open(self.path, "xb")  # noqa: SIM115 (closed by __exit__)
+        self.seen, self.size = hasher(), 0
+
+    def append(self, *parts: Any) -> None:
+        for part in parts:
+            self.seen.update(part)
+            self.file.write(part)
+            self.size += len(part)
+
+    def flush(self) -> None:
+        """Let those who read the file see it all."""
+        self.file.flush()
+
+    def finish(self, *, durable: bool = True) -> tuple[str, int]:
+        """Rename into place, synced if it is to be durable. Returns digest and size."""
+        digest = self.seen.hexdigest()
+        self.file.flush()
+        _settle(self.spool, self.file.fileno(), self.path, self.spool.path(digest), durable)
+        return digest, self.size
+
+    def __enter__(self) -> "Writing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _settle(spool: Spool, descriptor: int, part: Path, whole: Path, durable: bool) -> None:
+    os.fchmod(descriptor, 0o400)  # it is what its digest says, from now on
+    if durable:
+        os.fsync(descriptor)
+    os.replace(part, whole)
+    if durable:
+        sync_folder(spool.blobs)
+
+
 class Growing:
     """A blob that arrives block by block; a context manager that leaves what it has on disk.
 
@@ -96,50 +166,54 @@ class Growing:
     Raises: TransportError T14 (transient): another transfer of this blob is under way.
     """
 
-    def __init__(self, spool: Spool, digest: str, owner: str, size: int) -> None:
-        self.spool, self.digest, self.owner, self.size = spool, digest, owner, size
-        self.part = spool.growing / blob_name(digest, owner)
+    def __init__(self, spool: Spool, name: str, owner: str, size: int) -> None:
+        self.spool, self.owner, self.most = spool, owner, size
+        self.part = spool.growing / blob_name(name, owner)
         self.file = open(self.part, "ab")  # noqa: SIM115 (closed by __exit__)
+        self.seen, self.at = hasher(), 0
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._recall()
         except BlockingIOError:
             self.file.close()
             raise TransportError("T14", "another transfer of these bytes is under way") from None
-        self.sha = hashlib.sha256()
+        except OSError:  # such as: it has just been swept
+            self.file.close()
+            raise
+
+    def _recall(self) -> None:
+        """Hash what is on disk."""
         with open(self.part, "rb") as file:
             while block := file.read(1 << 20):
-                self.sha.update(block)
-
-    @property
-    def at(self) -> int:
-        return self.file.tell()
+                self.seen.update(block)
+                self.at += len(block)
 
     def append(self, block: bytes | memoryview) -> None:
-        """Raises: WireError W04: more bytes than the transfer declared."""
-        if self.at + len(block) > self.size:
+        """Raises: WireError W04: more bytes than are allowed."""
+        if self.at + len(block) > self.most:
             self.discard()
-            raise WireError("W04", f"a transfer of {self.size} bytes went on beyond its end")
-        self.sha.update(block)
+            raise WireError("W04", f"a transfer of at most {self.most} bytes went on beyond that")
+        self.seen.update(block)
         self.file.write(block)
+        self.at += len(block)
 
-    def finish(self) -> None:
-        """Check the digest, sync, and rename into place.
+    def finish(self, digest: str = "", *, durable: bool = True) -> str:
+        """Check the digest, if it is known; sync and rename into place. Returns: the digest.
 
-        Raises: WireError W04: bytes missing, or the transfer was dropped; W05: another digest (the
-        bytes are dropped).
+        Raises: WireError W04: the transfer was dropped; W05: another digest (the bytes are
+        dropped).
         """
-        if self.at != self.size:
-            raise WireError("W04", f"a transfer of {self.size} bytes ended after {self.at}")
-        if self.sha.hexdigest() != self.digest:
+        found = self.seen.hexdigest()
+        if digest and found != digest:
             self.discard()
-            raise WireError("W05", f"expected bytes with digest {self.digest[:16]}..., got others")
+            raise WireError("W05", f"expected bytes with digest {digest[:16]}..., got others")
         self.file.flush()
-        os.fsync(self.file.fileno())
+        whole = self.spool.path(found, self.owner)
         try:
-            os.replace(self.part, self.spool.path(self.digest, self.owner))
+            _settle(self.spool, self.file.fileno(), self.part, whole, durable)
         except FileNotFoundError:
             raise WireError("W04", "nobody waits for these bytes any more") from None
-        sync_folder(self.spool.blobs)
+        return found
 
     def discard(self) -> None:
         self.file.close()

@@ -14,7 +14,10 @@ class Strategy(Protocol):
 
     def init(self, params: Tensors) -> Tensors: ...
     def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
-        """From the reduced `delta` (trained minus sent, weighted mean) to what is added."""
+        """From the reduced `delta` (trained minus sent) to what is added to the model.
+
+        What is added is then overwritten, so the new state must not share memory with it.
+        """
         ...
 
 

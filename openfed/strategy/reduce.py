@@ -10,25 +10,14 @@ accumulate in float64, all others in float32. An integer or boolean entry takes 
 Source: FedAvg, McMahan et al. 2017, arXiv:1602.05629, algorithm 1, on differences of weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
-from openfed.tensors.record import DTYPES, FLOATING, Kind, Signature, Spec
-from openfed.typing import Tensors
-
-BLOCK = 1 << 16
-"""Elements that are reduced at a time: three buffers of it stay in a core's cache."""
-
-
-class Source(Protocol):
-    """Where an update's elements come from: an open frame, or a test's arrays."""
-
-    def read(self, name: str, start: int, out: np.ndarray[Any, Any]) -> None:
-        """Fill `out` with elements of the entry `name` from `start` on."""
-        ...
+from openfed.tensors.frame import Source, chunks
+from openfed.tensors.record import DTYPES, FLOATING, Signature, Spec
+from openfed.typing import Array, Tensors
 
 
 @dataclass(frozen=True)
@@ -39,99 +28,69 @@ class Weighted:
     weight: float
 
 
-def accumulator(dtype: str) -> np.dtype[Any]:
-    """The type in which differences of an entry of `dtype` travel and are added."""
-    return DTYPES["float64"] if dtype == "float64" else DTYPES["float32"]
+Rule = Callable[[Spec, int, Array, Sequence[Weighted]], None]
+"""Fills a chunk of a floating entry, from its first element on, with the reduced update."""
 
 
-def update_signature(model: Signature) -> Signature:
-    """What an update of `model` looks like: differences of the floating entries, values of the
-    others; frozen entries are not in it."""
-    return tuple(
-        Spec(spec.name, accumulator(spec.dtype).name, spec.shape, spec.kind)
-        if spec.dtype in FLOATING
-        else spec
-        for spec in model
-        if spec.kind is not Kind.FROZEN
-    )
+def empty(signature: Signature) -> Tensors:
+    """Memory for every entry."""
+    return {spec.name: np.empty(spec.shape, DTYPES[spec.dtype]) for spec in signature}
 
 
-def difference(trained: Tensors, base: Tensors, model: Signature) -> Tensors:
-    """The update: `trained - base` for floating entries, the trained value for the others."""
-    update = {}
-    for spec in model:
-        if spec.kind is Kind.FROZEN:
-            continue
-        if spec.dtype in FLOATING:
-            kind = accumulator(spec.dtype)
-            new, old = trained[spec.name].astype(kind), base[spec.name].astype(kind)
-            update[spec.name] = np.asarray(new - old)
-        else:
-            update[spec.name] = trained[spec.name]
-    return update
-
-
-def add(model: Tensors, delta: Tensors) -> Tensors:
-    """The new model: floating entries moved by `delta`, in the accumulator's type and rounded to
-    the entry's; integer and boolean entries replaced by it."""
-    moved = dict(model)
-    for name, change in delta.items():
-        old = model[name]
-        if old.dtype.name in FLOATING:
-            moved[name] = np.asarray(old.astype(change.dtype) + change).astype(old.dtype)
-        else:
-            moved[name] = change
-    return moved
-
-
-def reduce_updates(updates: Sequence[Weighted], signature: Signature) -> Tensors:
+def reduce_updates(
+    updates: Sequence[Weighted],
+    signature: Signature,
+    rule: Rule | None = None,
+    allocate: Callable[[Signature], Tensors] = empty,
+) -> Tensors:
     """The reduced update over `updates`, which are in name order; `signature` describes one.
 
+    `rule`: what is done with floating entries; None is the weighted mean.
     Raises: ValueError: no updates, or a weight that is not a positive finite number.
     """
     if not updates or not all(0 < update.weight < np.inf for update in updates):
         raise ValueError("expected updates with positive finite weights")
-    total = sum(update.weight for update in updates)
-    reduced = {}
+    reduced = allocate(signature)
     for spec in signature:
-        flat = np.empty(int(np.prod(spec.shape, dtype=np.int64)), DTYPES[spec.dtype])
-        for start, block in _blocks(flat):
-            if spec.dtype in FLOATING:
-                _mean(spec.name, start, block, updates, total)
-            else:
-                _largest(spec.name, start, block, updates)
-        reduced[spec.name] = flat.reshape(spec.shape)
+        flat = reduced[spec.name].reshape(-1)
+        chosen = (rule or weighted_mean) if spec.dtype in FLOATING else _largest
+        for start, count in chunks(spec):
+            chosen(spec, start, flat[start : start + count], updates)
     return reduced
 
 
-def _blocks(flat: np.ndarray[Any, Any]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    for start in range(0, flat.size, BLOCK):
-        yield start, flat[start : start + BLOCK]
-
-
-def _mean(
-    name: str,
-    start: int,
-    out: np.ndarray[Any, Any],
-    updates: Sequence[Weighted],
-    total: float,
-) -> None:
-    """Into `out`, which doubles as the accumulator."""
+def weighted_mean(spec: Spec, start: int, out: Array, updates: Sequence[Weighted]) -> None:
+    """The formula above, into `out`, which doubles as the accumulator."""
     kind = out.dtype.type
     term = np.empty_like(out)
     for index, update in enumerate(updates):
         into = term if index else out
-        update.source.read(name, start, into)
+        update.source.read(spec.name, start, into)
         np.multiply(into, kind(update.weight), out=into)
         if index:
             np.add(out, term, out=out)
-    np.divide(out, kind(total), out=out)
+    np.divide(out, kind(sum(update.weight for update in updates)), out=out)
 
 
-def _largest(name: str, start: int, out: np.ndarray[Any, Any], updates: Sequence[Weighted]) -> None:
+def coordinate_median(spec: Spec, start: int, out: Array, updates: Sequence[Weighted]) -> None:
+    """The middle value of each element, or the mean of the two middle ones; weights do not count.
+
+    Needs all updates at once: N chunks of memory. Source: Yin et al. 2018, arXiv:1803.01498,
+    definition 1.
+    """
+    found = np.empty((len(updates), out.size), out.dtype)
+    for row, update in zip(found, updates, strict=True):
+        update.source.read(spec.name, start, row)
+    found.sort(axis=0)
+    low, high = found[(len(updates) - 1) // 2], found[len(updates) // 2]
+    np.multiply(low, out.dtype.type(0.5), out=out)
+    np.add(out, high * out.dtype.type(0.5), out=out)
+
+
+def _largest(spec: Spec, start: int, out: Array, updates: Sequence[Weighted]) -> None:
     term = np.empty_like(out)
     for index, update in enumerate(updates):
         into = term if index else out
-        update.source.read(name, start, into)
+        update.source.read(spec.name, start, into)
         if index:
             np.maximum(out, term, out=out)

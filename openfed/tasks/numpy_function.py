@@ -44,6 +44,7 @@ class NumpyRunner:
         self._settings = dict(settings["settings"])
         self._metrics = tuple(metric_name(name) for name in config.metrics)
         self._seed, self._scope, self._data = config.seed, config.scope, data
+        self._own: Tensors | None = None
         if not self._init and not self._shapes:
             raise TaskError("K08", "the numpy runner needs `shapes` or `init` for its first model")
 
@@ -54,7 +55,7 @@ class NumpyRunner:
         return shared, signature_of(shared)
 
     def run(self, task: Task, model: Tensors, local: Tensors) -> Outcome:
-        given = {**self._first(self._seed), **local, **model}
+        given = {**self._first_local(), **local, **model}
         record = {name: np.array(value) for name, value in given.items()}
         settings = {**self._settings, **task.settings}
         settings |= {"round": task.round, "rounds": task.rounds, "seed": task.seed}
@@ -84,6 +85,12 @@ class NumpyRunner:
             told = f"the plan's `metrics` asks for {missing}, which {name} did not return"
             raise TaskError("K13", f"{told}: return it among its metrics, or remove it there")
         return {"n": (float(n),), **reported(task, metrics, self._metrics, n)}
+
+    def _first_local(self) -> Tensors:
+        """The site's own entries as they begin; made once, since `init` may take its time."""
+        if self._own is None:
+            _, self._own = split(self._first(self._seed), self._scope)
+        return self._own
 
     def _first(self, seed: int) -> dict[str, Array]:
         reseed(seed)

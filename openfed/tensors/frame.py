@@ -7,12 +7,11 @@
         body      each tensor in header order, C order, little-endian, starting at a multiple of 64
                   from the start of the body; the bytes between them are zero
 
-Tensors are sorted by name, so equal records are equal bytes, and the SHA-256 of a frame is the
+Tensors are sorted by name, so equal records are equal bytes, and the BLAKE3 hash of a frame is the
 digest of its record. Nothing else is in a frame: no type names, no code, no metadata. A reader
 checks the declared sizes against the bytes at hand before it allocates anything.
 """
 
-import hashlib
 import json
 import math
 import mmap
@@ -21,35 +20,71 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
+from blake3 import blake3
 
 from openfed.errors import WireError
 from openfed.parse import strict_json
 from openfed.tensors.record import DTYPES, Record, Signature, Spec, signature_of
+from openfed.typing import Numbers
 
 MAGIC: Final = b"openfed\x01"
 ALIGN: Final = 64
 MAX_HEADER: Final = 16 << 20
 """Most bytes of a header: about 200,000 entries."""
 
+CHUNK: Final = 1 << 16
+"""Elements that are read, coded, checked and reduced at a time: 256 KiB of float32, which stay in
+a core's cache."""
+
+hasher = blake3
+"""What names frames and everything else that is transferred: BLAKE3, as 64 hex digits."""
+
+
+class Source(Protocol):
+    """A record whose entries are read in pieces: an open file, or one in memory."""
+
+    @property
+    def specs(self) -> Signature: ...
+    @property
+    def numbers(self) -> Numbers: ...
+    def read(self, name: str, start: int, out: np.ndarray[Any, Any]) -> None:
+        """Fill `out` (1-D, contiguous, the entry's dtype) with elements from `start` on. `start`
+        is a multiple of `CHUNK`, and `out` has `CHUNK` elements or the entry's last ones."""
+        ...
+
+
+def chunks(spec: Spec) -> Iterator[tuple[int, int]]:
+    """(first element, number of elements) of each chunk of an entry."""
+    for start in range(0, spec.count, CHUNK):
+        yield start, min(CHUNK, spec.count - start)
+
 
 def _aligned(length: int) -> int:
     return -(-length // ALIGN) * ALIGN
 
 
-def _header(record: Record, specs: Signature) -> bytes:
+def head(specs: Signature, numbers: Numbers) -> bytes:
+    """The first bytes of a frame, up to its body; `specs` sorted by name."""
     text = json.dumps(
         {
-            "numbers": {name: [float(x) for x in xs] for name, xs in record.numbers.items()},
+            "numbers": {name: [float(x) for x in xs] for name, xs in numbers.items()},
             "tensors": [[spec.name, spec.dtype, list(spec.shape)] for spec in specs],
         },
         sort_keys=True,
         separators=(",", ":"),
         allow_nan=False,
     ).encode()
-    return text + b" " * (_aligned(16 + len(text)) - 16 - len(text))
+    header = text + b" " * (_aligned(16 + len(text)) - 16 - len(text))
+    return MAGIC + len(header).to_bytes(8, "little") + header
+
+
+def padding(specs: Signature, index: int) -> bytes:
+    """The zero bytes after the entry `specs[index]`."""
+    size = specs[index].size
+    return b"\0" * (_aligned(size) - size if index < len(specs) - 1 else 0)
 
 
 def _little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -64,16 +99,25 @@ def blocks(record: Record) -> Iterator[bytes | memoryview]:
     Raises: ValueError: a number is not finite. KeyError: a dtype that no frame may hold.
     """
     specs = signature_of(record.tensors)
-    header = _header(record, specs)
-    yield MAGIC + len(header).to_bytes(8, "little") + header
-    last = len(specs) - 1
+    yield head(specs, record.numbers)
     for index, spec in enumerate(specs):
         if spec.size:
             flat = _little_endian(np.asarray(record.tensors[spec.name])).reshape(-1)
             yield flat.view(np.uint8).data
-        padding = _aligned(spec.size) - spec.size
-        if padding and index < last:
-            yield b"\0" * padding
+        if filler := padding(specs, index):
+            yield filler
+
+
+def source_blocks(source: Source) -> Iterator[bytes | memoryview]:
+    """The bytes of the frame of a source, chunk by chunk; a block is valid until the next one."""
+    yield head(source.specs, source.numbers)
+    for index, spec in enumerate(source.specs):
+        buffer = np.empty(min(CHUNK, spec.count), DTYPES[spec.dtype])
+        for start, count in chunks(spec):
+            source.read(spec.name, start, buffer[:count])
+            yield buffer[:count].view(np.uint8).data
+        if filler := padding(source.specs, index):
+            yield filler
 
 
 def pack(record: Record) -> bytes:
@@ -82,27 +126,23 @@ def pack(record: Record) -> bytes:
 
 
 def digest(record: Record) -> str:
-    """SHA-256 of the frame, hex: the digest of the record."""
-    sha = hashlib.sha256()
+    """BLAKE3 of the frame, hex: the digest of the record."""
+    seen = hasher()
     for block in blocks(record):
-        sha.update(block)
-    return sha.hexdigest()
+        seen.update(block)
+    return seen.hexdigest()
 
 
-def write_frame(path: Path, record: Record) -> tuple[str, int]:
-    """Write the frame over the file's old bytes (the same inode: a reader's map stays valid).
+def write_frame(path: Path, record: Record) -> None:
+    """Write the frame over the file's old bytes: memory that is mapped already is the cheapest.
 
-    Returns: its digest and its size in bytes. Not durable: the caller syncs if it must.
+    Not durable: the caller syncs if it must.
     """
-    sha, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         for block in blocks(record):
-            sha.update(block)
             file.write(block)
-            size += len(block)
-        file.truncate(size)
-    return sha.hexdigest(), size
+        file.truncate()
 
 
 @dataclass(frozen=True)
@@ -126,8 +166,8 @@ def read_layout(head: bytes | memoryview, *, limit: int) -> Layout:
     try:
         header = strict_json(bytes(head[16 : 16 + length]))
         tensors, numbers = header["tensors"], header["numbers"]
-        specs = tuple(_spec(entry) for entry in tensors)
-        values = {str(name): _vector(xs) for name, xs in numbers.items()}
+        specs = tuple(read_spec(entry) for entry in tensors)
+        values = {str(name): read_vector(xs) for name, xs in numbers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WireError("W02", f"unreadable frame header: {error}") from error
     return _lay_out(specs, values, 16 + length, limit)
@@ -160,7 +200,7 @@ def _lay_out(
     return Layout(specs, offsets, numbers, end)
 
 
-def _spec(entry: Any) -> Spec:
+def read_spec(entry: Any) -> Spec:
     name, dtype, shape = entry
     if not isinstance(name, str) or not name or len(name) > 1024:
         raise ValueError(f"bad entry name {str(name)[:40]!r}")
@@ -173,10 +213,13 @@ def _spec(entry: Any) -> Spec:
     return Spec(name, dtype, tuple(shape))
 
 
-def _vector(xs: Any) -> tuple[float, ...]:
+def read_vector(xs: Any) -> tuple[float, ...]:
     if not isinstance(xs, list) or len(xs) > 65536:
         raise ValueError("numbers must be lists of at most 65536 floats")
-    values = tuple(float(x) for x in xs if type(x) in (int, float))
+    try:
+        values = tuple(float(x) for x in xs if type(x) in (int, float))
+    except OverflowError:  # an integer of some hundred digits
+        raise ValueError("numbers must be finite floats") from None
     if len(values) != len(xs) or not all(math.isfinite(x) for x in values):
         raise ValueError("numbers must be finite floats")
     return values
@@ -197,7 +240,7 @@ def unpack(data: bytes | memoryview | mmap.mmap, *, limit: int, copy: bool = Tru
     for spec in layout.specs:
         at = layout.offsets[spec.name]
         flat = np.frombuffer(view[at : at + spec.size], DTYPES[spec.dtype])
-        _check_bool(spec, flat)
+        check_bool(spec.name, flat)
         value = flat.reshape(spec.shape)
         tensors[spec.name] = value.copy() if copy else value
     return Record(tensors, layout.numbers)
@@ -211,9 +254,28 @@ def _check_padding(view: memoryview, layout: Layout) -> None:
             raise WireError("W02", f"bytes hidden behind the frame entry {spec.name!r}")
 
 
-def _check_bool(spec: Spec, flat: np.ndarray[Any, Any]) -> None:
-    if spec.dtype == "bool" and flat.size and flat.view(np.uint8).max() > 1:
-        raise WireError("W02", f"the frame entry {spec.name!r} holds bytes that are no booleans")
+def check_bool(name: str, flat: np.ndarray[Any, Any]) -> None:
+    """Raises: WireError W02: booleans that are neither 0 nor 1."""
+    if flat.dtype == np.bool_ and flat.size and flat.view(np.uint8).max() > 1:
+        raise WireError("W02", f"the frame entry {name!r} holds bytes that are no booleans")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A record in memory as a `Source`."""
+
+    record: Record
+
+    @property
+    def specs(self) -> Signature:
+        return signature_of(self.record.tensors)
+
+    @property
+    def numbers(self) -> Numbers:
+        return self.record.numbers
+
+    def read(self, name: str, start: int, out: np.ndarray[Any, Any]) -> None:
+        out[...] = np.asarray(self.record.tensors[name]).reshape(-1)[start : start + out.size]
 
 
 @dataclass(frozen=True)
@@ -226,6 +288,14 @@ class FrameFile:
     descriptor: int
     layout: Layout
 
+    @property
+    def specs(self) -> Signature:
+        return self.layout.specs
+
+    @property
+    def numbers(self) -> Numbers:
+        return self.layout.numbers
+
     def read(self, name: str, start: int, out: np.ndarray[Any, Any]) -> None:
         """Fill `out` (1-D, the entry's dtype) with elements from `start` on."""
         into = out.view(np.uint8).reshape(-1).data
@@ -235,12 +305,12 @@ class FrameFile:
             if got == 0:
                 raise WireError("W01", f"the frame ends inside its entry {name!r}")
             into, at = into[got:], at + got
+        check_bool(name, out)
 
     def tensor(self, spec: Spec) -> np.ndarray[Any, Any]:
         """The whole entry, in fresh memory."""
-        flat = np.empty(int(np.prod(spec.shape, dtype=np.int64)), DTYPES[spec.dtype])
+        flat = np.empty(spec.count, DTYPES[spec.dtype])
         self.read(spec.name, 0, flat)
-        _check_bool(spec, flat)
         return flat.reshape(spec.shape)
 
     def record(self) -> Record:

@@ -1,5 +1,6 @@
 """A record: named tensors and numbers, and what a plan says they must look like."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -66,12 +67,14 @@ class Spec:
     kind: Kind = Kind.PARAMETER
 
     @property
+    def count(self) -> int:
+        """Elements of the entry."""
+        return math.prod(self.shape)
+
+    @property
     def size(self) -> int:
         """Bytes of the entry."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * DTYPES[self.dtype].itemsize
+        return self.count * DTYPES[self.dtype].itemsize
 
 
 def spec_json(spec: Spec) -> dict[str, Any]:
@@ -94,6 +97,11 @@ def spec_of(entry: Mapping[str, Any]) -> Spec:
 
 Signature = tuple[Spec, ...]
 """The entries of a model that travel, sorted by name."""
+
+
+def layout_of(specs: Signature) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Names, dtypes and shapes: what bytes can say of a signature."""
+    return [(spec.name, spec.dtype, spec.shape) for spec in specs]
 
 
 def dtype_name(array: np.ndarray[Any, Any]) -> str:

@@ -31,16 +31,15 @@ class InProcess:
 
     async def pull(self, pull: Pull) -> Blocks:
         blocks = self.service.pull(self.peer, _passed(pull))
-        async with ending(read_blocks(write_blocks(blocks, pull.offset), pull.offset)) as bodies:
+        async with ending(read_blocks(write_blocks(blocks))) as bodies:
             async for body in bodies:
                 yield body
 
     async def push(self, push: Push, blocks: Callable[[int], Blocks]) -> None:
         push = _passed(push)
         found = await self.service.push_offset(self.peer, push)
-        offset = decode_offset(encode_offset(found), push.size)
-        framed = write_blocks(blocks(offset), offset)
-        async with ending(read_blocks(framed, offset, push.size)) as bodies:
+        offset = decode_offset(encode_offset(found))
+        async with ending(read_blocks(write_blocks(blocks(offset)))) as bodies:
             await self.service.push_blocks(self.peer, push, offset, bodies)
 
     async def report(self, report: Report) -> Verdict:

@@ -18,8 +18,10 @@ from openfed.parse import DIGEST, strict_json
 from openfed.typing import Json
 from openfed.wire import federation_pb2 as pb
 from openfed.wire.messages import (
+    ENOUGH,
     PROTOCOL,
     Assignment,
+    Blob,
     Failure,
     Hello,
     Next,
@@ -45,6 +47,7 @@ MOST_ROUND = 1 << 31
 MOST_SECONDS = 1e9
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
+_FILE_NAME = re.compile(r"[0-9A-Za-z-]{1,32}")  # shorter than a digest: never that of a blob
 _STATES = dict(enumerate(RunState, start=1))
 _RULINGS = dict(enumerate(Ruling, start=1))
 
@@ -77,12 +80,13 @@ def encode_offset(offset: int) -> bytes:
     return pb.PushOffset(offset=offset).SerializeToString()
 
 
-def decode_offset(data: bytes, size: int) -> int:
-    """Where an upload of `size` bytes goes on."""
+def decode_offset(data: bytes) -> int:
+    """Where an upload goes on, or `ENOUGH`."""
     try:
-        return _integer("PushOffset.offset", pb.PushOffset.FromString(data).offset, most=size)
+        offset = pb.PushOffset.FromString(data).offset
     except DecodeError as error:
         raise WireError("W10", "PushOffset: these bytes are not one") from error
+    return ENOUGH if offset == ENOUGH else _integer("PushOffset.offset", offset)
 
 
 # -- messages to protobuf --------------------------------------------------------------------------
@@ -113,7 +117,7 @@ def _to_welcome(welcome: Welcome) -> pb.Welcome:
 
 
 def _to_assignment(assignment: Assignment) -> pb.Assignment:
-    payloads = [pb.Payload(name=p.name, digest=p.digest, size=p.size) for p in assignment.payloads]
+    payloads = [_to_payload(payload) for payload in assignment.payloads]
     return pb.Assignment(
         ask=assignment.ask,
         task=assignment.task,
@@ -140,12 +144,19 @@ def _to_orders(orders: Orders) -> pb.Orders:
     )
 
 
+def _to_payload(payload: Payload) -> pb.Payload:
+    blobs = [pb.Blob(digest=b.digest, size=b.size, base=b.base) for b in payload.blobs]
+    return pb.Payload(name=payload.name, digest=payload.digest, size=payload.size, blobs=blobs)
+
+
 def _to_pull(pull: Pull) -> pb.Pull:
     return pb.Pull(stamp=_to_stamp(pull.stamp), digest=pull.digest, offset=pull.offset)
 
 
 def _to_push(push: Push) -> pb.Push:
-    return pb.Push(stamp=_to_stamp(push.stamp), ask=push.ask, digest=push.digest, size=push.size)
+    return pb.Push(
+        stamp=_to_stamp(push.stamp), ask=push.ask, upload=push.upload, digest=push.digest
+    )
 
 
 def _to_report(report: Report) -> pb.Report:
@@ -223,17 +234,29 @@ def _from_welcome(found: pb.Welcome) -> Welcome:
     )
 
 
+def _from_payload(found: pb.Payload) -> Payload:
+    if len(found.blobs) > MOST_ITEMS:
+        _refuse("Payload.blobs", f"at most {MOST_ITEMS}", f"{len(found.blobs)}")
+    blobs = tuple(
+        Blob(
+            _digest("Blob.digest", blob.digest),
+            _integer("Blob.size", blob.size),
+            _digest("Blob.base", blob.base) if blob.base else "",
+        )
+        for blob in found.blobs
+    )
+    return Payload(
+        _id("Payload.name", found.name),
+        _digest("Payload.digest", found.digest),
+        _integer("Payload.size", found.size),
+        blobs,
+    )
+
+
 def _from_assignment(found: pb.Assignment) -> Assignment:
     if len(found.payloads) > MOST_ITEMS:
         _refuse("Assignment.payloads", f"at most {MOST_ITEMS}", f"{len(found.payloads)}")
-    payloads = tuple(
-        Payload(
-            _id("Payload.name", payload.name),
-            _digest("Payload.digest", payload.digest),
-            _integer("Payload.size", payload.size),
-        )
-        for payload in found.payloads
-    )
+    payloads = tuple(_from_payload(payload) for payload in found.payloads)
     if len({payload.name for payload in payloads}) < len(payloads):
         _refuse("Assignment.payloads", "each name once", "a name twice")
     return Assignment(
@@ -278,8 +301,8 @@ def _from_push(found: pb.Push) -> Push:
     return Push(
         _from_stamp("Push", found),
         _id("Push.ask", found.ask),
-        _digest("Push.digest", found.digest),
-        _integer("Push.size", found.size),
+        _file_name("Push.upload", found.upload),
+        _digest("Push.digest", found.digest) if found.digest else "",
     )
 
 
@@ -338,6 +361,12 @@ def _ids(where: str, texts: Iterable[str]) -> tuple[str, ...]:
     if len(found) > MOST_ITEMS:
         _refuse(where, f"at most {MOST_ITEMS}", f"{len(found)}")
     return tuple(_id(where, text) for text in found)
+
+
+def _file_name(where: str, text: str) -> str:
+    if not _FILE_NAME.fullmatch(text):
+        _refuse(where, "1 to 32 letters, digits and hyphens", repr(text[:80]))
+    return text
 
 
 def _digest(where: str, text: str) -> str:

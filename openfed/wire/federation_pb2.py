@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dopenfed/wire/federation.proto\x12\nopenfed.v1\"\x07\n\x05\x42lock\"\x95\x01\n\x05Stamp\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x13\n\x0bplan_digest\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\r\n\x05major\x18\x06 \x01(\r\x12\r\n\x05minor\x18\x07 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x08 \x03(\t\"\x84\x01\n\x05Hello\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12+\n\x05\x66\x61\x63ts\x18\x02 \x03(\x0b\x32\x1c.openfed.v1.Hello.FactsEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\x07Welcome\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.openfed.v1.RunState\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\"5\n\x07Payload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x8f\x01\n\nAssignment\x12\x0b\n\x03\x61sk\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x10\n\x08settings\x18\x04 \x01(\t\x12%\n\x08payloads\x18\x05 \x03(\x0b\x32\x13.openfed.v1.Payload\x12\x0f\n\x07updates\x18\x06 \x01(\x08\x12\r\n\x05limit\x18\x07 \x01(\x04\"I\n\x04Next\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\x12\x0f\n\x07holding\x18\x03 \x03(\t\"\xac\x01\n\x06Orders\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.openfed.v1.RunState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x12*\n\nassignment\x18\x05 \x01(\x0b\x32\x16.openfed.v1.Assignment\x12\x0e\n\x06\x63\x61ncel\x18\x06 \x03(\t\"H\n\x04Pull\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"S\n\x04Push\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0b\n\x03\x61sk\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\"\x1c\n\nPushOffset\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\t\n\x07PushEnd\";\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"{\n\x06Report\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0b\n\x03\x61sk\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12$\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x13.openfed.v1.Failure\"n\n\x07Verdict\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\"\n\x06ruling\x18\x02 \x01(\x0e\x32\x12.openfed.v1.Ruling\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t*\x99\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_WAITING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x15\n\x11RUN_STATE_ABORTED\x10\x05*p\n\x06Ruling\x12\x16\n\x12RULING_UNSPECIFIED\x10\x00\x12\x13\n\x0fRULING_ACCEPTED\x10\x01\x12\x14\n\x10RULING_DUPLICATE\x10\x02\x12\x0f\n\x0bRULING_LATE\x10\x03\x12\x12\n\x0eRULING_REFUSED\x10\x04\x32\x84\x02\n\nFederation\x12/\n\x05Hello\x12\x11.openfed.v1.Hello\x1a\x13.openfed.v1.Welcome\x12,\n\x04Next\x12\x10.openfed.v1.Next\x1a\x12.openfed.v1.Orders\x12-\n\x04Pull\x12\x10.openfed.v1.Pull\x1a\x11.openfed.v1.Block0\x01\x12\x35\n\x04Push\x12\x11.openfed.v1.Block\x1a\x16.openfed.v1.PushOffset(\x01\x30\x01\x12\x31\n\x06Report\x12\x12.openfed.v1.Report\x1a\x13.openfed.v1.Verdictb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dopenfed/wire/federation.proto\x12\nopenfed.v1\"\x07\n\x05\x42lock\"\x95\x01\n\x05Stamp\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x13\n\x0bplan_digest\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\r\n\x05major\x18\x06 \x01(\r\x12\r\n\x05minor\x18\x07 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x08 \x03(\t\"\x84\x01\n\x05Hello\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12+\n\x05\x66\x61\x63ts\x18\x02 \x03(\x0b\x32\x1c.openfed.v1.Hello.FactsEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\x07Welcome\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.openfed.v1.RunState\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\"V\n\x07Payload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x1f\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x10.openfed.v1.Blob\"2\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\"\x8f\x01\n\nAssignment\x12\x0b\n\x03\x61sk\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x10\n\x08settings\x18\x04 \x01(\t\x12%\n\x08payloads\x18\x05 \x03(\x0b\x32\x13.openfed.v1.Payload\x12\x0f\n\x07updates\x18\x06 \x01(\x08\x12\r\n\x05limit\x18\x07 \x01(\x04\"I\n\x04Next\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\x12\x0f\n\x07holding\x18\x03 \x03(\t\"\xac\x01\n\x06Orders\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.openfed.v1.RunState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x12*\n\nassignment\x18\x05 \x01(\x0b\x32\x16.openfed.v1.Assignment\x12\x0e\n\x06\x63\x61ncel\x18\x06 \x03(\t\"H\n\x04Pull\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"U\n\x04Push\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0b\n\x03\x61sk\x18\x02 \x01(\t\x12\x0e\n\x06upload\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x1c\n\nPushOffset\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\t\n\x07PushEnd\";\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"{\n\x06Report\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\x0b\n\x03\x61sk\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12$\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x13.openfed.v1.Failure\"n\n\x07Verdict\x12 \n\x05stamp\x18\x01 \x01(\x0b\x32\x11.openfed.v1.Stamp\x12\"\n\x06ruling\x18\x02 \x01(\x0e\x32\x12.openfed.v1.Ruling\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t*\x99\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_WAITING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x15\n\x11RUN_STATE_ABORTED\x10\x05*p\n\x06Ruling\x12\x16\n\x12RULING_UNSPECIFIED\x10\x00\x12\x13\n\x0fRULING_ACCEPTED\x10\x01\x12\x14\n\x10RULING_DUPLICATE\x10\x02\x12\x0f\n\x0bRULING_LATE\x10\x03\x12\x12\n\x0eRULING_REFUSED\x10\x04\x32\x84\x02\n\nFederation\x12/\n\x05Hello\x12\x11.openfed.v1.Hello\x1a\x13.openfed.v1.Welcome\x12,\n\x04Next\x12\x10.openfed.v1.Next\x1a\x12.openfed.v1.Orders\x12-\n\x04Pull\x12\x10.openfed.v1.Pull\x1a\x11.openfed.v1.Block0\x01\x12\x35\n\x04Push\x12\x11.openfed.v1.Block\x1a\x16.openfed.v1.PushOffset(\x01\x30\x01\x12\x31\n\x06Report\x12\x12.openfed.v1.Report\x1a\x13.openfed.v1.Verdictb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_FACTSENTRY']._loaded_options = None
   _globals['_HELLO_FACTSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1390
-  _globals['_RUNSTATE']._serialized_end=1543
-  _globals['_RULING']._serialized_start=1545
-  _globals['_RULING']._serialized_end=1657
+  _globals['_RUNSTATE']._serialized_start=1477
+  _globals['_RUNSTATE']._serialized_end=1630
+  _globals['_RULING']._serialized_start=1632
+  _globals['_RULING']._serialized_end=1744
   _globals['_BLOCK']._serialized_start=45
   _globals['_BLOCK']._serialized_end=52
   _globals['_STAMP']._serialized_start=55
@@ -48,27 +48,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=341
   _globals['_WELCOME']._serialized_end=438
   _globals['_PAYLOAD']._serialized_start=440
-  _globals['_PAYLOAD']._serialized_end=493
-  _globals['_ASSIGNMENT']._serialized_start=496
-  _globals['_ASSIGNMENT']._serialized_end=639
-  _globals['_NEXT']._serialized_start=641
-  _globals['_NEXT']._serialized_end=714
-  _globals['_ORDERS']._serialized_start=717
-  _globals['_ORDERS']._serialized_end=889
-  _globals['_PULL']._serialized_start=891
-  _globals['_PULL']._serialized_end=963
-  _globals['_PUSH']._serialized_start=965
-  _globals['_PUSH']._serialized_end=1048
-  _globals['_PUSHOFFSET']._serialized_start=1050
-  _globals['_PUSHOFFSET']._serialized_end=1078
-  _globals['_PUSHEND']._serialized_start=1080
-  _globals['_PUSHEND']._serialized_end=1089
-  _globals['_FAILURE']._serialized_start=1091
-  _globals['_FAILURE']._serialized_end=1150
-  _globals['_REPORT']._serialized_start=1152
-  _globals['_REPORT']._serialized_end=1275
-  _globals['_VERDICT']._serialized_start=1277
-  _globals['_VERDICT']._serialized_end=1387
-  _globals['_FEDERATION']._serialized_start=1660
-  _globals['_FEDERATION']._serialized_end=1920
+  _globals['_PAYLOAD']._serialized_end=526
+  _globals['_BLOB']._serialized_start=528
+  _globals['_BLOB']._serialized_end=578
+  _globals['_ASSIGNMENT']._serialized_start=581
+  _globals['_ASSIGNMENT']._serialized_end=724
+  _globals['_NEXT']._serialized_start=726
+  _globals['_NEXT']._serialized_end=799
+  _globals['_ORDERS']._serialized_start=802
+  _globals['_ORDERS']._serialized_end=974
+  _globals['_PULL']._serialized_start=976
+  _globals['_PULL']._serialized_end=1048
+  _globals['_PUSH']._serialized_start=1050
+  _globals['_PUSH']._serialized_end=1135
+  _globals['_PUSHOFFSET']._serialized_start=1137
+  _globals['_PUSHOFFSET']._serialized_end=1165
+  _globals['_PUSHEND']._serialized_start=1167
+  _globals['_PUSHEND']._serialized_end=1176
+  _globals['_FAILURE']._serialized_start=1178
+  _globals['_FAILURE']._serialized_end=1237
+  _globals['_REPORT']._serialized_start=1239
+  _globals['_REPORT']._serialized_end=1362
+  _globals['_VERDICT']._serialized_start=1364
+  _globals['_VERDICT']._serialized_end=1474
+  _globals['_FEDERATION']._serialized_start=1747
+  _globals['_FEDERATION']._serialized_end=2007
 # @@protoc_insertion_point(module_scope)

@@ -85,14 +85,26 @@ class Welcome(_message.Message):
     def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("name", "digest", "size")
+    __slots__ = ("name", "digest", "size", "blobs")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     size: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    blobs: _containers.RepeatedCompositeFieldContainer[Blob]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., blobs: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ...) -> None: ...
+
+class Blob(_message.Message):
+    __slots__ = ("digest", "size", "base")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    size: int
+    base: str
+    def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., base: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("ask", "task", "round", "settings", "payloads", "updates", "limit")
@@ -149,16 +161,16 @@ class Pull(_message.Message):
     def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("stamp", "ask", "digest", "size")
+    __slots__ = ("stamp", "ask", "upload", "digest")
     STAMP_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
-    SIZE_FIELD_NUMBER: _ClassVar[int]
     stamp: Stamp
     ask: str
+    upload: str
     digest: str
-    size: int
-    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., ask: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., ask: _Optional[str] = ..., upload: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class PushOffset(_message.Message):
     __slots__ = ("offset",)

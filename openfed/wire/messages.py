@@ -10,13 +10,16 @@ from enum import StrEnum
 from openfed.pki.peer import Peer as Peer
 from openfed.typing import Json
 
-PROTOCOL = (1, 0)
+PROTOCOL = (2, 0)
 """(major, minor): another major is refused by name, an unknown minor is tolerated."""
 
-CAPABILITIES: tuple[str, ...] = ("frame/1",)
+CAPABILITIES: tuple[str, ...] = ("packet/2",)
 
-BLOCK = 1 << 20
-"""Bytes of one block of a transfer (1 MiB: the fastest chunk of Python gRPC over TLS)."""
+BLOCK = 2 << 20
+"""Bytes of one block of a transfer: each costs Python some work; larger ones cost fresh memory."""
+
+ENOUGH = 2**63 - 1
+"""The offset that asks for no more of an upload: it is whole already, or no longer wanted."""
 
 
 class RunState(StrEnum):
@@ -58,12 +61,24 @@ class Welcome:
 
 
 @dataclass(frozen=True)
+class Blob:
+    """One form in which a payload can be pulled: the frame itself, where the digests are the same,
+    else a packet; where that codes differences, `base` is the digest of the frame it adds to."""
+
+    digest: str  # BLAKE3, hex
+    size: int
+    base: str = ""
+
+
+@dataclass(frozen=True)
 class Payload:
-    """A blob that an assignment lets its collaborator pull."""
+    """A record that an assignment gives its collaborator; every one of its blobs decodes to the
+    same frame, which `digest` names. The first that the collaborator can decode is the one."""
 
     name: str  # "model", "frozen"
-    digest: str  # SHA-256, hex
-    size: int
+    digest: str  # BLAKE3 of the frame, hex
+    size: int  # of the frame
+    blobs: tuple[Blob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Assignment:
     settings: Mapping[str, Json]
     payloads: tuple[Payload, ...]
     updates: bool  # whether the reply holds an update of the model, or numbers only
-    limit: int  # most bytes of the reply's frame
+    limit: int  # most bytes of the reply's packet
 
 
 @dataclass(frozen=True)
@@ -107,12 +122,16 @@ class Pull:
 
 @dataclass(frozen=True)
 class Push:
-    """Opens an upload; the blocks follow from the offset that the aggregator answers."""
+    """Opens an upload; the blocks follow from the offset that the aggregator answers.
+
+    `upload` names what is being encoded, so that it can be sent before its end is known; `digest`
+    is empty until then. Another upload of the same ask replaces what came before it.
+    """
 
     stamp: Stamp
     ask: str
-    digest: str
-    size: int
+    upload: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)

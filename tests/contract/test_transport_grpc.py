@@ -12,12 +12,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from openfed.errors import CertificateError, OpenFedError, PolicyError, TransportError
-from openfed.pki.files import ensure_federation, load_identity
+from openfed.pki.files import load_identity
 from openfed.transport import crossing
 from openfed.transport.address import split_address
 from openfed.transport.environment import SETTINGS, grpc
 from openfed.transport.grpc import GrpcLink, serve
 from openfed.transport.retry import Policy, retrying
+from openfed.wire.blocks import MOST_BLOCK
+from openfed.wire.convert import decode_offset, encode
 from openfed.wire.messages import (
     Hello,
     Next,
@@ -79,13 +81,6 @@ class World:
 
     def denied(self, peer):
         return peer.name in self.out
-
-
-@pytest.fixture(scope="module")
-def cert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cert")
-    ensure_federation(folder, "fed", ("localhost",), ("one", "two"), time.time())
-    return folder
 
 
 @asynccontextmanager
@@ -174,7 +169,7 @@ def test_a_push_ends_at_the_next_block(cert, change, code):
                 yield b"x" * MIB
 
         with pytest.raises(CertificateError, match=f"^{code} "):
-            await link.push(Push(STAMP, "ask", DIGEST, 100 * MIB), blocks)
+            await link.push(Push(STAMP, "ask", "upload"), blocks)
         assert service.stored == MIB
         assert sent < 99
 
@@ -348,7 +343,7 @@ def test_a_transfer_cut_off_by_the_end_of_the_server_may_be_tried_again(cert, wa
 
     async def transfer(link, begun):
         if way == "push":
-            await link.push(Push(STAMP, "ask", DIGEST, 1 << 40), endless)
+            await link.push(Push(STAMP, "ask", "upload"), endless)
         async for _ in link.pull(Pull(STAMP, DIGEST)):
             begun.set()
 
@@ -365,3 +360,45 @@ def test_a_transfer_cut_off_by_the_end_of_the_server_may_be_tried_again(cert, wa
         await link.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("sent", [[], [b"x" * 99], [b"x", b"y" * MIB]], ids=len)
+def test_an_upload_that_ends_without_its_end_is_refused(cert, sent):
+    """What a client that is killed leaves: a half-closed stream is no end of an upload."""
+
+    async def body(service, world, link):
+        await link.hello(Hello(STAMP))
+        call = link._channel.stream_stream("/openfed.v1.Federation/Push")()
+        await call.write(encode(Push(STAMP, "ask", "upload")))
+        assert decode_offset(await call.read()) == 0
+        for block in sent:
+            await call.write(block)
+        await call.done_writing()
+        assert await call.read() == b""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.details() == "W13"
+        assert service.stored == sum(map(len, sent))
+
+    run(body, cert)
+
+
+@pytest.mark.parametrize("size", [MOST_BLOCK, MOST_BLOCK + 1])
+def test_a_block_has_at_most_four_mebibytes(cert, size):
+    async def body(service, world, link):
+        await link.hello(Hello(STAMP))
+        call = link._channel.stream_stream("/openfed.v1.Federation/Push")()
+        await call.write(encode(Push(STAMP, "ask", "upload")))
+        await call.read()
+        await call.write(b"x" * size)
+        await call.write(b"")
+        await call.done_writing()
+        assert await call.read() == b""
+        if size > MOST_BLOCK:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.details() == "W12" and service.stored == 0
+        else:
+            assert await call.read() is grpc.aio.EOF and service.stored == size
+
+    run(body, cert)

@@ -149,7 +149,7 @@ def test_a_push_asks_for_its_offset_again():
         yield BODY[offset:]
 
     flaky = Flaky([LOST])
-    push = Push(STAMP, "ask", "e" * 64, len(BODY))
+    push = Push(STAMP, "ask", "upload")
     attempt(lambda link: link.push(push, blocks), flaky)
     second = replace(push, stamp=replace(STAMP, attempt=2))
     assert flaky.seen == [(push, 0, BODY), (second, 3, BODY[3:])]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openfed.codec.chain import Chain
 from openfed.store.journal import Journal
 from openfed.store.spool import Spool
-from openfed.tensors.frame import digest
+from openfed.tensors.frame import chunks, digest
 from openfed.tensors.model_file import read_model
-from openfed.tensors.record import Record
+from openfed.tensors.record import DTYPES, Record
 
 PLAY = Path(__file__).with_name("play.py")
 
@@ -49,6 +50,13 @@ def test_twice_and_in_process_the_digest_is_the_same(workspace, template):
         assert other["model"]["digest"] != first["model"]["digest"]
 
 
+def whole(packet, spec):
+    flat = np.empty(spec.count, DTYPES[spec.dtype])
+    for start, count in chunks(spec):
+        packet.read(spec.name, start, flat[start : start + count])
+    return flat.reshape(spec.shape)
+
+
 def test_one_round_moves_the_model_by_exactly_the_mean_of_the_kept_updates(workspace):
     here = workspace("torch_digits")
     ran = run(here, "-s", "rounds=1", "-s", "retention.updates=all")
@@ -60,11 +68,14 @@ def test_one_round_moves_the_model_by_exactly_the_mean_of_the_kept_updates(works
     journal.close()
     updates = []
     for reply in sorted(row.replies, key=lambda reply: reply.collaborator):
-        with spool.open(reply.digest, reply.collaborator, limit=1 << 30) as frame:
-            updates.append(frame.record())
-    total = np.float32(sum(update.numbers["n"][0] for update in updates))
+        about = {"limit": 1 << 30, "allowed": (Chain(),)}
+        with spool.packet(reply.digest, reply.collaborator, **about) as packet:
+            updates.append(
+                (packet.numbers["n"][0], {s.name: whole(packet, s) for s in packet.specs})
+            )
+    total = np.float32(sum(n for n, _ in updates))
     for name, base in init.items():
-        terms = [np.float32(u.numbers["n"][0]) * u.tensors[name] for u in updates]
+        terms = [np.float32(n) * update[name] for n, update in updates]
         expected = base + (terms[0] + terms[1]) / total
         assert expected.tobytes() == last[name].tobytes()
         assert not np.array_equal(base, last[name])

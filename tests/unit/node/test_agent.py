@@ -1,19 +1,30 @@
 """The agent against a scripted aggregator: what it sends, keeps, repeats and refuses."""
 
 import asyncio
+import contextlib
+import sqlite3
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
+from openfed.codec.chain import make_chain
+from openfed.codec.packet import packet_blocks
+from openfed.codec.pipeline import Pipeline
 from openfed.errors import PolicyError, TransportError, WireError
+from openfed.flow.offers import Offers
 from openfed.node.agent import Agent
 from openfed.node.trainer import DirectTrainer
-from openfed.store.local import LocalStore
-from openfed.tensors.frame import blocks, unpack
+from openfed.store.local import RESIDUAL, TASK, LocalStore
+from openfed.store.packets import open_packet
+from openfed.tensors.frame import Held, blocks
 from openfed.tensors.record import Record
+from openfed.tensors.update import travelling
 from openfed.wire.messages import (
     Assignment,
+    Blob,
     Orders,
     Payload,
     Ruling,
@@ -36,20 +47,29 @@ class Script:
 
     def __init__(self, here, tmp_path):
         self.spool = LocalStore(tmp_path / "theirs").spool
+        self.here, self.folder = here, tmp_path
         self.stamp = Stamp("lab", "r1", here.lock.digest, "op")
         self.orders = asyncio.Queue()
-        self.pushed, self.reports, self.pulled = [], asyncio.Queue(), []
+        self.pushes, self.pushed, self.reports, self.pulled = [], [], asyncio.Queue(), []
         self.verdict = Ruling.ACCEPTED
         self.hold = asyncio.Event()
         self.hold.set()
 
     def assignment(self, ask="ask1", task="train", round=1):
-        payloads = tuple(
-            Payload(name, *self.spool.put(blocks(Record(tensors))))
-            for name, tensors in (("model", MOVING), ("frozen", FIXED))
-        )
+        payloads = tuple(self.whole(*each) for each in (("model", MOVING), ("frozen", FIXED)))
         settings = {"tuned": False} if task == "train" else {}
         return Assignment(ask, task, round, settings, payloads, task == "train", 1 << 20)
+
+    def whole(self, name, tensors):
+        """A payload that is pulled as its frame."""
+        stored = self.spool.put(blocks(Record(tensors)))
+        return Payload(name, *stored, (Blob(*stored),))
+
+    def reply(self, number=0):
+        """(head, update) of what was pushed."""
+        path = self.folder / "pushed"
+        path.write_bytes(self.pushed[number])
+        return self.here.opened(path)
 
     def order(self, assignment=None, cancel=(), state=RunState.RUNNING):
         self.orders.put_nowait(Orders(self.stamp, state, "", 60.0, assignment, cancel))
@@ -66,6 +86,7 @@ class Script:
             yield block
 
     async def push(self, push, blocks):
+        self.pushes.append(push)
         self.pushed.append(b"".join([bytes(block) async for block in blocks(0)]))
 
     async def report(self, report):
@@ -80,9 +101,9 @@ class Script:
 def play(lab, tmp_path):
     """Runs `await body(script, start)`; `start()` is an agent's life as a task."""
 
-    def run(body, toy=None):
+    def run(body, toy=None, more=""):
         async def main():
-            here = lab({"one": toy or lab.toy(1.0, 10), "two": None})
+            here = lab({"one": toy or lab.toy(1.0, 10), "two": None}, more=more)
             script = Script(here, tmp_path)
 
             def start():
@@ -110,11 +131,12 @@ def test_an_update_is_the_difference_and_numbers_go_beside_it(play):
         report = await script.reports.get()
         script.order(state=RunState.COMPLETED)
         assert await life == (RunState.COMPLETED, "")
-        record = unpack(script.pushed[0], limit=1 << 20)
-        assert record.tensors["w"].tolist() == [1.0, -1.0, np.float32(3.1) - np.float32(3)]
-        assert record.tensors["bn.count"] == 10
-        assert "fixed" not in record.tensors and "seen" not in record.tensors
-        assert record.numbers["n"] == (10.0,)
+        head, update = script.reply()
+        assert update["w"].tolist() == [1.0, -1.0, np.float32(3.1) - np.float32(3)]
+        assert update["bn.count"] == 10
+        assert sorted(update) == ["bn.count", "bn.mean", "w"]
+        assert head.numbers["n"] == (10.0,)
+        assert head.base == script.assignment().payloads[0].digest
         assert report.size == len(script.pushed[0])
 
     play(body)
@@ -138,7 +160,7 @@ def test_what_was_encoded_once_is_sent_again_unchanged_and_not_trained_again(pla
         assert first.digest == second.digest
         assert len(script.toy.seen) == 1
         here = store(tmp_path)
-        assert here.state() is not None
+        assert here.state(TASK) is not None
         here.close()
 
     play(body)
@@ -160,7 +182,7 @@ def test_a_cancel_that_comes_while_the_reply_is_reported_changes_nothing(play, t
         script.order(state=RunState.COMPLETED)
         await life
         here = store(tmp_path)
-        assert here.owed("ask1").ruling == "accepted" and here.state() is not None
+        assert here.owed("ask1").ruling == "accepted" and here.state(TASK) is not None
         here.close()
 
     play(body)
@@ -177,7 +199,7 @@ def test_a_late_reply_leaves_the_local_state_as_it_was(play, tmp_path):
         await life
         assert [local for *_, local in script.toy.seen] == [[], []]
         here = store(tmp_path)
-        assert here.state() is None
+        assert here.state(TASK) is None
         here.close()
 
     play(body)
@@ -310,5 +332,257 @@ def test_an_ask_that_is_over_before_its_model_was_fetched_is_dropped(play):
         assert (await script.reports.get()).ask == "ask2"
         script.order(state=RunState.COMPLETED)
         assert await life == (RunState.COMPLETED, "")
+
+    play(body)
+
+
+# -- an upload that is cut -------------------------------------------------------------------------
+
+
+async def committed(tmp_path, ask="ask1"):
+    """Waits until the agent owes a reply to the ask."""
+    path = tmp_path / "mine" / "r1" / "local.sqlite"
+    while True:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
+            if db.execute("select 1 from replies where ask = ?", (ask,)).fetchone():
+                return
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100])
+def test_an_agent_that_dies_while_it_uploads_goes_on_with_the_same_bytes(play, tmp_path, cut):
+    async def body(script, start):
+        pushes, got = [], bytearray()
+
+        async def broken(push, blocks):
+            pushes.append(push)
+            got.extend(b"".join([bytes(block) async for block in blocks(0)])[:cut])
+            await asyncio.Event().wait()
+
+        async def resumed(push, blocks):
+            pushes.append(push)
+            got.extend(b"".join([bytes(block) async for block in blocks(len(got))]))
+
+        script.push = broken
+        life = start()
+        script.order(script.assignment())
+        await committed(tmp_path)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        script.push = resumed
+        again = start()
+        report = await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await again
+        assert blake3(got).hexdigest() == report.digest and len(got) == report.size
+        first, second = pushes
+        assert first.upload == second.upload and first.digest == "" and second.digest
+        assert len(script.toy.seen) == 1
+
+    play(body)
+
+
+def test_an_agent_that_dies_before_its_reply_is_encoded_makes_another(play, tmp_path):
+    async def body(script, start):
+        begun = asyncio.Event()
+
+        def waits(toy, task):
+            script.loop.call_soon_threadsafe(begun.set)
+            script.held.wait(20)
+
+        script.loop, script.held = asyncio.get_running_loop(), threading.Event()
+        script.toy.breaks = waits
+        life = start()
+        script.order(script.assignment())
+        await begun.wait()
+        life.cancel()
+        script.held.set()
+        await asyncio.gather(life, return_exceptions=True)
+        assert not script.pushes
+        again = start()
+        script.order(script.assignment())
+        await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await again
+        assert len(script.toy.seen) == 2 and len(script.pushes) == 1
+
+    play(body)
+
+
+def test_each_encoding_has_a_name_of_its_own(play):
+    async def body(script, start):
+        script.verdict = Ruling.LATE
+        life = start()
+        for _ in range(2):
+            script.order(script.assignment())
+            await script.reports.get()
+            script.order(script.assignment("ask2", "validate"))
+            await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await life
+        assert len({push.upload for push in script.pushes}) == len(script.pushes) == 4
+
+    play(body)
+
+
+# -- feedback --------------------------------------------------------------------------------------
+
+FEEDBACK = "compression_pipeline: {uplink: {feedback: true, codecs: [{topk: {fraction: 0.3}}]}}"
+
+
+@pytest.mark.parametrize("ruling", [Ruling.LATE, Ruling.REFUSED])
+def test_a_residual_is_adopted_with_an_accepted_update_only(play, tmp_path, ruling):
+    """Of three entries one is sent: the rest is added to the next update."""
+    step = np.float32([1, -1, 0.1])
+    bent = (MOVING["w"] + step) - MOVING["w"]
+
+    async def body(script, start):
+        life = start()
+        rulings = [Ruling.ACCEPTED, ruling, ruling, Ruling.ACCEPTED, Ruling.DUPLICATE]
+        for number, each in enumerate(rulings):
+            script.verdict = each
+            script.order(script.assignment(f"ask{number}"))
+            await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await life
+        residual, owed = np.zeros(3, np.float32), []
+        for number, each in enumerate(rulings):
+            owed.append(bent + residual)
+            _, sent = script.reply(number)
+            (at,) = np.flatnonzero(sent["w"])
+            assert sent["w"][at] == owed[-1][at]
+            assert np.abs(owed[-1]).max() == np.abs(owed[-1][at])
+            assert sent["bn.mean"].tolist() == [1, 1]  # buffers are sent as they are
+            if each in (Ruling.ACCEPTED, Ruling.DUPLICATE):
+                residual = owed[-1] - sent["w"]
+        assert owed[1].tobytes() == owed[2].tobytes() == owed[3].tobytes()
+        assert owed[4].tobytes() != owed[3].tobytes()
+        here = store(tmp_path)
+        with here.spool.open(here.state(RESIDUAL), limit=1 << 20) as frame:
+            kept = frame.record().tensors
+        here.close()
+        assert list(kept) == ["w"] and kept["w"].tobytes() == residual.tobytes()
+
+    play(body, more=FEEDBACK)
+
+
+# -- what is pulled --------------------------------------------------------------------------------
+
+DOWN = "compression_pipeline: {downlink: [{quantize: {bits: 8}}]}"
+
+
+def models(count):
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        yield {
+            "bn.count": np.array(number),
+            "bn.mean": rng.normal(size=2).astype(np.float32),
+            "w": rng.normal(size=3).astype(np.float32),
+        }
+
+
+def offers(script):
+    pipeline = Pipeline(script.here.lock.plan.compression_pipeline.downlink)
+    return Offers(script.spool, travelling(script.here.lock.signature), pipeline)
+
+
+def on(script, payload, ask):
+    """A validation of what a payload stands for."""
+    asked = script.assignment(ask, "validate")
+    return replace(asked, payloads=(payload, asked.payloads[1]))
+
+
+def test_a_model_is_made_of_differences_where_their_base_is_here(play):
+    async def body(script, start):
+        given = offers(script)
+        payloads = [given.model(model, seed) for seed, model in enumerate(models(3))]
+        assert [len(payload.blobs) for payload in payloads] == [1, 2, 2]
+        life = start()
+        for number, payload in enumerate(payloads):
+            script.order(on(script, payload, f"ask{number}"))
+            assert (await script.reports.get()).failure is None
+        script.order(state=RunState.COMPLETED)
+        await life
+        pulled = [digest for digest, _ in script.pulled if digest != script.pulled[1][0]]
+        assert pulled == [payload.blobs[0].digest for payload in payloads]
+        assert script.pulled[1][0] == script.assignment().payloads[1].digest  # the frozen part
+
+    play(body, more=DOWN)
+
+
+def test_a_model_is_pulled_whole_where_its_base_is_not_here(play):
+    async def body(script, start):
+        given = offers(script)
+        *_, last = [given.model(model, seed) for seed, model in enumerate(models(3))]
+        life = start()
+        script.order(on(script, last, "ask1"))
+        assert (await script.reports.get()).failure is None
+        script.order(state=RunState.COMPLETED)
+        await life
+        assert script.pulled[0][0] == last.digest == last.blobs[1].digest
+
+    play(body, more=DOWN)
+
+
+def spoil(script, payload, kind):
+    """A payload whose packet is not what it should be."""
+    path = script.spool.path(payload.blobs[0].digest)
+    with open_packet(path, limit=1 << 20, allowed=given_chains(script)) as packet:
+        head, source = packet.head, packet
+        if kind == "another base":
+            head = replace(head, base="ab" * 32)
+        if kind == "other values":
+            head = replace(head, seed=0)
+            source = Held(Record({s.name: np.ones(s.shape, s.dtype) for s in head.specs}))
+        if kind == "an entry less":
+            head = replace(head, specs=head.specs[:-1], chains=head.chains[:-1])
+        if kind == "another chain":
+            chain = make_chain([("bf16", {})])
+            head = replace(head, chains=(*head.chains[:-1], chain))
+        stored = script.spool.put(packet_blocks(head, source))
+    return replace(payload, blobs=(Blob(*stored, payload.blobs[0].base),))
+
+
+def given_chains(script):
+    pipeline = Pipeline(script.here.lock.plan.compression_pipeline.downlink)
+    return pipeline.chains(travelling(script.here.lock.signature))
+
+
+SPOILT = {
+    "another base": "W14",
+    "an entry less": "W14",
+    "another chain": "W22",
+    "other values": "W05",
+    "no form": "W14",
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_packet_that_is_not_the_model_ends_the_agent_before_its_task(play, kind):
+    async def body(script, start):
+        given = offers(script)
+        first, second = [given.model(model, seed) for seed, model in enumerate(models(2))]
+        life = start()
+        script.order(on(script, first, "ask1"))
+        await script.reports.get()
+        bad = replace(second, blobs=()) if kind == "no form" else spoil(script, second, kind)
+        script.order(on(script, bad, "ask2"))
+        with pytest.raises(WireError, match=SPOILT[kind]):
+            await life
+        assert len(script.toy.seen) == 1
+
+    play(body, more=DOWN)
+
+
+def test_a_blob_that_is_larger_than_any_model_is_not_pulled(play):
+    async def body(script, start):
+        asked = script.assignment()
+        model = asked.payloads[0]
+        large = replace(model, blobs=(replace(model.blobs[0], size=1 << 40),))
+        life = start()
+        script.order(replace(asked, payloads=(large, asked.payloads[1])))
+        with pytest.raises(PolicyError, match="R12"):
+            await life
+        assert not script.pulled
 
     play(body)

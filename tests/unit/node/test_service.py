@@ -1,22 +1,27 @@
 """The aggregator's service, spoken to directly: who is refused, and what is never lost."""
 
 import asyncio
-import hashlib
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from openfed.ask.machine import Ask
+from openfed.codec.chain import Chain, make_chain
+from openfed.codec.packet import Head, packet_blocks
 from openfed.errors import OpenFedError
 from openfed.node.aggregator import Aggregator
-from openfed.store.journal import Journal
+from openfed.store.journal import Journal, Reply
 from openfed.store.spool import Spool
-from openfed.tensors.frame import pack
-from openfed.tensors.record import Record
+from openfed.tensors.frame import Held
+from openfed.tensors.record import Record, signature_of
 from openfed.wire.messages import (
+    BLOCK,
+    ENOUGH,
     Assignment,
+    Blob,
     Failure,
     Hello,
     Next,
@@ -41,7 +46,7 @@ class Desk:
     """An aggregator with one open ask, and the words of a collaborator."""
 
     def __init__(self, here, tmp_path):
-        self.lock = here.lock
+        self.here, self.lock = here, here.lock
         self.journal = Journal(tmp_path / "desk" / "journal.sqlite")
         self.spool = Spool(tmp_path / "desk")
         self.events = []
@@ -50,7 +55,7 @@ class Desk:
         self.model = self.spool.put([b"model"])[0]
         self.stamp = Stamp("lab", "r1", here.lock.digest, "op")
         self.ask = Ask("ask1", ("one", "two"), 2)
-        payload = Payload("model", self.model, 5)
+        payload = Payload("model", self.model, 5, (Blob(self.model, 5),))
         self.assignment = Assignment("ask1", "train", 1, {}, (payload,), True, 1 << 20)
 
     async def open(self):
@@ -58,9 +63,10 @@ class Desk:
             self.journal.open_ask("ask1", 1, 0, "train")
         await self.aggregator._offer(self.ask, self.assignment)
 
-    async def upload(self, data, peer=ONE, size=None, digest=None):
-        found = digest or hashlib.sha256(data).hexdigest()
-        push = Push(self.stamp, "ask1", found, len(data) if size is None else size)
+    async def upload(self, data, peer=ONE, name="", digest=""):
+        """Push it under a name, by default that of its digest; returns its digest."""
+        found = blake3(data).hexdigest()
+        push = Push(self.stamp, "ask1", name or found[:16], digest)
         offset = await self.aggregator.push_offset(peer, push)
 
         async def blocks():
@@ -71,7 +77,7 @@ class Desk:
         return found
 
     async def answer(self, tensors=UPDATE, numbers=None, peer=ONE):
-        data = pack(Record(tensors, numbers or {"n": (5.0,)}))
+        data = self.here.coded(tensors, numbers or {"n": (5.0,)}, self.model)
         found = await self.upload(data, peer)
         return await self.aggregator.report(peer, Report(self.stamp, "ask1", found, len(data)))
 
@@ -100,7 +106,7 @@ STRANGERS = {
     "an aggregator's certificate": ("R02", {"role": "aggregator"}, {}),
     "another plan": ("R01", {}, {"plan_digest": "0" * 64}),
     "another run": ("R04", {}, {"run": "r0"}),
-    "another protocol": ("R10", {}, {"protocol": (2, 0)}),
+    "another protocol": ("R10", {}, {"protocol": (1, 0)}),
 }
 
 
@@ -115,8 +121,8 @@ def test_whoever_does_not_belong_is_refused_in_every_call(desk, stranger):
         calls = [
             lambda: service.next(who, Next(said, 0.0)),
             lambda: anext(service.pull(who, Pull(said, here.model))),
-            lambda: service.push_offset(who, Push(said, "ask1", "0" * 64, 5)),
-            lambda: service.push_blocks(who, Push(said, "ask1", "0" * 64, 5), 0, None),
+            lambda: service.push_offset(who, Push(said, "ask1", "upload")),
+            lambda: service.push_blocks(who, Push(said, "ask1", "upload"), 0, None),
             lambda: service.report(who, Report(said, "ask1", "0" * 64, 5)),
         ]
         if code != "R04":  # a hello does not know the run yet
@@ -143,7 +149,7 @@ def test_who_is_refused_is_said_once_by_name(desk):
 def test_a_call_that_is_cancelled_while_its_reply_is_journaled_is_adopted_all_the_same(desk):
     async def body(here):
         await here.open()
-        data = pack(Record(UPDATE, {"n": (5.0,)}))
+        data = here.here.coded(UPDATE, {"n": (5.0,)}, here.model)
         found = await here.upload(data)
         begun, go_on = asyncio.Event(), threading.Event()
         write, loop = here.aggregator._write, asyncio.get_running_loop()
@@ -172,14 +178,123 @@ def test_a_site_keeps_one_upload_for_an_ask(desk):
         await here.open()
         for number in range(5):
             await here.upload(b"guess %d" % number)
-        with pytest.raises(OpenFedError, match="W04"):
-            await here.upload(b"half", size=9)
-        assert len(list(here.spool.blobs.glob("one.*"))) == 0
-        assert len(list(here.spool.growing.glob("one.*"))) == 1
+        with pytest.raises(OpenFedError, match="W05"):
+            await here.upload(b"half", digest="0" * 64)
+        assert not list(here.spool.blobs.glob("one.*"))
+        assert not list(here.spool.growing.glob("one.*"))
         assert (await here.answer()).ruling is Ruling.ACCEPTED
         await here.upload(b"after the answer")
         assert len(list(here.spool.blobs.glob("one.*"))) == 1
         assert (await here.answer()).ruling is Ruling.DUPLICATE
+
+    desk(body)
+
+
+def pieces(*blocks):
+    async def give():
+        for block in blocks:
+            yield block
+        if not blocks or blocks[-1] != b"the end":
+            raise ConnectionError("cut")
+
+    return give()
+
+
+async def sends(here, push, *blocks):
+    """Push some blocks; those that do not end with "the end" are cut off."""
+    offset = await here.aggregator.push_offset(ONE, push)
+    await here.aggregator.push_blocks(ONE, push, offset, pieces(*blocks))
+
+
+def test_an_upload_goes_on_where_it_was_cut_also_when_its_digest_is_known_by_then(desk):
+    async def body(here):
+        await here.open()
+        push = Push(here.stamp, "ask1", "upload")
+        with pytest.raises(ConnectionError):
+            await sends(here, push, b"abc", b"def")
+        assert await here.aggregator.push_offset(ONE, push) == 6
+        known = replace(push, digest=blake3(b"abcdefthe end").hexdigest())
+        assert await here.aggregator.push_offset(ONE, known) == 6
+        await sends(here, known, b"the end")
+        assert await here.aggregator.push_offset(ONE, known) == ENOUGH
+        assert await here.aggregator.push_offset(ONE, push) == ENOUGH
+        assert here.spool.path(known.digest, "one").read_bytes() == b"abcdefthe end"
+
+    desk(body)
+
+
+def test_another_upload_replaces_what_came_before_it(desk):
+    async def body(here):
+        await here.open()
+        with pytest.raises(ConnectionError):
+            await sends(here, Push(here.stamp, "ask1", "first"), b"abc")
+        second = Push(here.stamp, "ask1", "second")
+        assert await here.aggregator.push_offset(ONE, second) == 0
+        assert not list(here.spool.growing.iterdir())
+        await sends(here, second, b"the end")
+        whole = blake3(b"the end").hexdigest()
+        assert here.spool.has(whole, "one")
+        assert await here.aggregator.push_offset(ONE, Push(here.stamp, "ask1", "third")) == 0
+        assert not here.spool.has(whole, "one")
+
+    desk(body)
+
+
+def test_an_upload_is_another_s_only_by_name(desk):
+    """Two sites may choose the same name, and the same bytes."""
+
+    async def body(here):
+        await here.open()
+        push, two = Push(here.stamp, "ask1", "upload"), replace(ONE, name="two")
+        with pytest.raises(ConnectionError):
+            await sends(here, push, b"abc")
+        assert await here.aggregator.push_offset(two, push) == 0
+        await sends(here, push, b"the end")
+        digest = blake3(b"abcthe end").hexdigest()
+        other = await here.aggregator.push_offset(two, replace(push, digest=digest))
+        assert other == 0
+
+    desk(body)
+
+
+def test_blocks_that_do_not_go_on_where_the_upload_is_are_refused(desk):
+    async def body(here):
+        await here.open()
+        push = Push(here.stamp, "ask1", "upload")
+        with pytest.raises(ConnectionError):
+            await sends(here, push, b"abc")
+        for offset in (0, 2, 4):
+            with pytest.raises(OpenFedError, match="W04"):
+                await here.aggregator.push_blocks(ONE, push, offset, pieces(b"the end"))
+        assert await here.aggregator.push_offset(ONE, push) == 3
+
+    desk(body)
+
+
+def test_an_upload_of_which_the_aggregator_forgot_the_digest_is_found_again_by_it(desk):
+    """The aggregator was started again between the last byte and the report."""
+
+    async def body(here):
+        await here.open()
+        data = here.here.coded(UPDATE, {"n": (5.0,)}, here.model)
+        digest = await here.upload(data, name="upload")
+        here.aggregator._asks["ask1"].uploads.clear()
+        push = Push(here.stamp, "ask1", "upload", digest)
+        assert await here.aggregator.push_offset(ONE, push) == ENOUGH
+        verdict = await here.aggregator.report(ONE, Report(here.stamp, "ask1", digest, len(data)))
+        assert verdict.ruling is Ruling.ACCEPTED
+
+    desk(body)
+
+
+def test_a_report_says_which_bytes_it_speaks_of(desk):
+    async def body(here):
+        await here.open()
+        first = here.here.coded(UPDATE, {"n": (5.0,)}, here.model)
+        old = await here.upload(first, name="first")
+        await here.upload(here.here.coded(UPDATE, {"n": (6.0,)}, here.model), name="second")
+        verdict = await here.aggregator.report(ONE, Report(here.stamp, "ask1", old, len(first)))
+        assert (verdict.ruling, verdict.code) == (Ruling.REFUSED, "W05")
 
     desk(body)
 
@@ -202,7 +317,7 @@ def test_a_fault_of_the_disk_stops_the_run_to_be_resumed(desk):
 
 def test_a_newer_minor_is_tolerated(desk):
     async def body(here):
-        newer = replace(here.stamp, protocol=(1, 9), capabilities=("frame/1", "magic/7"))
+        newer = replace(here.stamp, protocol=(2, 9), capabilities=("packet/2", "magic/7"))
         await here.aggregator.hello(ONE, Hello(newer))
 
     desk(body)
@@ -308,10 +423,10 @@ def test_a_bad_update_is_refused_by_the_aggregator_too(desk, fault):
     desk(body)
 
 
-def test_bytes_that_are_no_frame_are_refused(desk):
+def test_bytes_that_are_no_packet_are_refused(desk):
     async def body(here):
         await here.open()
-        found = await here.upload(b"not a frame at all")
+        found = await here.upload(b"not packet at all!")
         verdict = await here.aggregator.report(ONE, Report(here.stamp, "ask1", found, 18))
         assert (verdict.ruling, verdict.code) == (Ruling.REFUSED, "W01")
 
@@ -327,17 +442,80 @@ def test_bytes_that_were_never_sent_are_refused(desk):
     desk(body)
 
 
-def test_uploads_are_bounded_before_a_byte_is_taken(desk):
+def test_uploads_are_bounded(desk):
     async def body(here):
+        here.assignment = replace(here.assignment, limit=1000)
         await here.open()
-        for size, digest, code in ((1 << 40, None, "W03"), (5, "../../etc/passwd", "W05")):
-            with pytest.raises(OpenFedError, match=code):
-                await here.upload(b"hello", size=size, digest=digest)
+        with pytest.raises(OpenFedError, match="W04"):
+            await here.upload(bytes(1001))
+        assert not list(here.spool.growing.iterdir())
+        await here.upload(bytes(1000), name="again")
+        push = Push(here.stamp, "ask1", "more")
+        with pytest.raises(OpenFedError, match="W04"):
+            await sends(here, push, bytes(600), bytes(401), b"the end")
+        assert not list(here.spool.growing.iterdir())
         with pytest.raises(OpenFedError, match="R06"):
-            push = Push(here.stamp, "ask9", "0" * 64, 5)
-            await here.aggregator.push_offset(ONE, push)
+            await here.aggregator.push_offset(ONE, replace(push, ask="ask9"))
         with pytest.raises(OpenFedError, match="R06"):
             await here.aggregator.report(ONE, Report(here.stamp, "ask9", "0" * 64, 5))
+
+    desk(body)
+
+
+def test_a_digest_that_is_a_path_is_no_upload(desk):
+    async def body(here):
+        await here.open()
+        verdict = await here.aggregator.report(
+            ONE, Report(here.stamp, "ask1", "../../journal.sqlite", 5)
+        )
+        assert (verdict.ruling, verdict.code) == (Ruling.REFUSED, "W05")
+
+    desk(body)
+
+
+FOREIGN = {
+    "an update of another model": ("W14", {"base": "ab" * 32}),
+    "an update of no model": ("W14", {"base": ""}),
+    "another chain than the plan's": ("W22", {"chains": (make_chain([("bf16", {})]),) * 3}),
+    "a chain of none": ("W22", {"chains": (make_chain([("zstd", {"level": 1})]),) * 3}),
+}
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_an_update_of_something_else_is_refused(desk, fault):
+    code, about = FOREIGN[fault]
+
+    async def body(here):
+        await here.open()
+        head = Head(signature_of(UPDATE), (Chain(),) * 3, {"n": (5.0,)}, here.model)
+        head, source = replace(head, **about), Held(Record(UPDATE))
+        if code == "W22":  # lossy chains are for floats; the header is what is looked at
+            source = Held(Record({k: v for k, v in UPDATE.items() if k != "bn.count"}))
+            head = replace(head, specs=source.specs, chains=head.chains[1:])
+        data = b"".join(bytes(block) for block in packet_blocks(head, source))
+        found = await here.upload(data)
+        verdict = await here.aggregator.report(ONE, Report(here.stamp, "ask1", found, len(data)))
+        assert (verdict.ruling, verdict.code) == (Ruling.REFUSED, code)
+
+    desk(body)
+
+
+def test_each_transfer_is_told_with_its_bytes_and_what_they_stand_for(desk):
+    async def body(here):
+        await here.open()
+        async for _ in here.aggregator.pull(ONE, Pull(here.stamp, here.model)):
+            pass
+        data = here.here.coded(UPDATE, {"n": (5.0,)}, here.model)
+        await here.upload(data)
+        down, up = (fields for kind, fields in here.events if kind == "transfer")
+        who = {"round": 1, "task": "train", "ask": "ask1", "collaborator": "one"}
+        assert {**down, "seconds": 0} == {
+            **who, "direction": "down", "payload": "model", "bytes": 5, "raw": 5, "seconds": 0,
+        }  # fmt: skip
+        assert {**up, "seconds": 0} == {
+            **who, "direction": "up", "payload": "update", "bytes": len(data), "raw": 28,
+            "seconds": 0,
+        }  # fmt: skip
 
     desk(body)
 
@@ -397,5 +575,82 @@ def test_the_time_of_earlier_lives_counts_towards_the_deadline(desk):
         await here.answer()
         row = await here.aggregator._answered("ask1", 1)
         assert row.met is True and row.elapsed_s >= 1000.0
+
+    desk(body)
+
+
+def test_an_upload_that_comes_while_a_reply_is_judged_takes_nothing_away(desk):
+    async def body(here):
+        await here.open()
+        judge, judged, go_on = here.aggregator._judge, threading.Event(), threading.Event()
+
+        def slowly(*given):
+            found = judge(*given)
+            judged.set()
+            go_on.wait(10)
+            return found
+
+        here.aggregator._judge = slowly
+        answering = asyncio.create_task(here.answer())
+        await asyncio.to_thread(judged.wait, 10)
+        other = Push(here.stamp, "ask1", "another")
+        assert await here.aggregator.push_offset(ONE, other) == ENOUGH
+        go_on.set()
+        assert (await answering).ruling is Ruling.ACCEPTED
+        (reply,) = here.journal.ask("ask1").replies
+        assert here.spool.has(reply.digest, "one")
+
+    desk(body)
+
+
+def test_bytes_that_count_already_are_not_dropped_when_they_are_sent_again(desk):
+    async def body(here):
+        here.journal.open_ask("ask0", 1, 0, "validate")
+        earlier = here.here.coded({}, {"n": (4.0,)}, here.model)
+        found = blake3(earlier).hexdigest()
+        here.spool.path(found, "one").write_bytes(earlier)
+        here.journal.add_reply("ask0", Reply("one", found, len(earlier)))
+        here.journal.open_ask("ask1", 1, 1, "train")
+        await here.open()
+        await here.upload(earlier, name="again")
+        await here.aggregator.push_offset(ONE, Push(here.stamp, "ask1", "another"))
+        assert here.spool.has(found, "one")
+
+    desk(body)
+
+
+def test_whoever_still_pulls_when_a_round_is_committed_is_told_that_it_is_over(desk):
+    async def body(here):
+        large = bytes(3 * BLOCK)
+        digest, size = here.spool.put([large])
+        payload = Payload("model", digest, size, (Blob(digest, size),))
+        here.assignment = replace(here.assignment, payloads=(payload,))
+        await here.open()
+        with pytest.raises(OpenFedError, match="R05"):
+            async for _ in here.aggregator.pull(ONE, Pull(here.stamp, digest)):
+                here.spool.keep_only(set())
+
+    desk(body)
+
+
+def test_whoever_still_pushes_when_a_round_is_committed_learns_it_from_its_report(desk):
+    async def body(here):
+        await here.open()
+        data = here.here.coded(UPDATE, {"n": (5.0,)}, here.model)
+
+        async def blocks():
+            yield data[:50]
+            for name in ("one", "two"):  # the ask ends without this upload
+                await here.aggregator.report(
+                    replace(ONE, name=name), Report(here.stamp, "ask1", failure=Failure("K20", "x"))
+                )
+            here.spool.keep_only(set())
+            yield data[50:]
+
+        push = Push(here.stamp, "ask1", "upload")
+        await here.aggregator.push_blocks(ONE, push, 0, blocks())
+        found = blake3(data).hexdigest()
+        verdict = await here.aggregator.report(ONE, Report(here.stamp, "ask1", found, len(data)))
+        assert verdict.ruling is not Ruling.ACCEPTED
 
     desk(body)

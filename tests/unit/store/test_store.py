@@ -1,19 +1,23 @@
 """Spool, journal, local store, runs: what is on disk after each step, and after a bad one."""
 
-import hashlib
 import os
 
+import numpy as np
 import pytest
+from blake3 import blake3
 
 from openfed.errors import OpenFedError, TransportError, UsageError, WireError
 from openfed.files import write_whole
 from openfed.store.journal import Journal, Reply, Turn
-from openfed.store.local import LocalStore
+from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
 from openfed.store.runs import choose_run, hold, new_run_id
+from openfed.store.scratch import IN_MEMORY, scratch
 from openfed.store.spool import Spool
+from openfed.tensors.frame import pack
+from openfed.tensors.record import Kind, Record, Spec
 
 DATA = bytes(range(256)) * 40
-DIGEST = hashlib.sha256(DATA).hexdigest()
+DIGEST = blake3(DATA).hexdigest()
 
 
 # -- the spool -------------------------------------------------------------------------------------
@@ -27,44 +31,112 @@ def test_a_blob_is_named_by_its_digest_and_read_from_any_offset(tmp_path):
     assert spool.has(DIGEST) and not spool.has(DIGEST, "one")
 
 
-def test_a_transfer_goes_on_where_it_broke_and_is_there_only_when_whole(tmp_path):
+@pytest.mark.parametrize("name", [DIGEST, "a name before the digest is known"])
+def test_a_transfer_goes_on_where_it_broke_and_is_there_only_when_whole(tmp_path, name):
     spool = Spool(tmp_path)
-    with spool.grow(DIGEST, "one", size=len(DATA)) as growing:
+    with spool.grow(name, "one", size=len(DATA)) as growing:
         growing.append(DATA[:3000])
-    assert spool.grown(DIGEST, "one") == 3000 and not spool.has(DIGEST, "one")
-    with Spool(tmp_path).grow(DIGEST, "one", size=len(DATA)) as growing:
+    assert spool.grown(name, "one") == 3000 and not spool.has(DIGEST, "one")
+    with Spool(tmp_path).grow(name, "one", size=len(DATA)) as growing:
         assert growing.at == 3000
-        growing.append(DATA[3000:])
+        growing.append(memoryview(DATA)[3000:])
         assert not spool.has(DIGEST, "one")
-        growing.finish()
-    assert b"".join(spool.read(DIGEST, 0, 4096, "one")) == DATA
-    assert spool.grown(DIGEST, "one") == len(DATA)
+        assert growing.finish(DIGEST) == DIGEST
+    assert spool.path(DIGEST, "one").read_bytes() == DATA
+    assert spool.grown(DIGEST, "one") == 0  # nothing of it is growing any more
+    assert not list(spool.growing.iterdir())
+
+
+def test_a_transfer_whose_digest_nobody_knew_gets_its_own(tmp_path):
+    spool = Spool(tmp_path)
+    with spool.grow("upload", "one", size=len(DATA)) as growing:
+        growing.append(DATA)
+        assert growing.finish() == DIGEST
+    assert spool.has(DIGEST, "one") and spool.grown("upload", "one") == 0
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_blob_of_its_own_is_there_only_when_it_is_finished(tmp_path, durable):
+    spool = Spool(tmp_path)
+    with spool.writing() as blob:
+        blob.append(DATA[:100], memoryview(DATA)[100:])
+        blob.flush()
+        assert blob.path.read_bytes() == DATA and blob.size == len(DATA)
+        assert not spool.has(DIGEST)
+        assert blob.finish(durable=durable) == (DIGEST, len(DATA))
+    assert b"".join(spool.read(DIGEST, 0, 1000)) == DATA
+    assert not list(spool.growing.iterdir())
+
+
+def test_writing_that_fails_leaves_nothing(tmp_path):
+    spool = Spool(tmp_path)
+    with pytest.raises(RuntimeError), spool.writing() as blob:
+        blob.append(DATA)
+        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        spool.put(failing())
+    assert not list(spool.growing.iterdir()) and not list(spool.blobs.iterdir())
+
+
+def test_two_blobs_can_be_written_at_once(tmp_path):
+    spool = Spool(tmp_path)
+    with spool.writing() as one, spool.writing() as two:
+        one.append(DATA)
+        two.append(DATA[1:])
+        assert one.finish()[0] == DIGEST != two.finish()[0]
+
+
+def test_a_model_that_is_mapped_is_a_view_and_cannot_be_written(tmp_path):
+    spool = Spool(tmp_path)
+    tensors = {"i": np.array([1, 2]), "w": np.float32([[1, 2], [3, 4]]), "none": np.zeros((0, 3))}
+    digest, _ = spool.put([pack(Record(tensors))])
+    found = spool.mapped(digest)
+    assert {name: x.tolist() for name, x in found.items()} == {
+        name: x.tolist() for name, x in tensors.items()
+    }
+    assert not any(x.flags.owndata or x.flags.writeable for x in found.values())
+    spool.drop(digest)
+    assert found["w"][1, 1] == 4  # what is mapped stays until it is let go
 
 
 def test_what_one_site_sent_is_never_taken_as_another_s(tmp_path):
     spool = Spool(tmp_path)
     with spool.grow(DIGEST, "one", size=len(DATA)) as growing:
         growing.append(DATA)
-        growing.finish()
+        growing.finish(DIGEST)
     assert spool.grown(DIGEST, "two") == 0
     assert not spool.has(DIGEST, "two") and not spool.has(DIGEST)
 
 
-def test_other_bytes_too_many_and_too_few_are_refused_and_dropped(tmp_path):
+def test_other_bytes_and_too_many_are_refused_and_dropped(tmp_path):
     spool = Spool(tmp_path)
-    with spool.grow(DIGEST, size=len(DATA)) as growing:
-        growing.append(b"\1" * len(DATA))
-        with pytest.raises(WireError, match="W05"):
-            growing.finish()
-    assert spool.grown(DIGEST) == 0
-    with spool.grow(DIGEST, size=10) as growing, pytest.raises(WireError, match="W04"):
+    for size, data in ((len(DATA), b"\1" * len(DATA)), (len(DATA), DATA[:10]), (1 << 30, DATA * 2)):
+        with spool.grow(DIGEST, size=size) as growing:
+            growing.append(data)
+            with pytest.raises(WireError, match="W05"):
+                growing.finish(DIGEST)
+        assert spool.grown(DIGEST) == 0
+    for before in (0, 6):
+        with spool.grow(DIGEST, size=10) as growing:
+            growing.append(DATA[:before])
+            with pytest.raises(WireError, match="W04"):
+                growing.append(DATA[: 11 - before])
+        assert spool.grown(DIGEST) == 0
+    assert not list(spool.blobs.iterdir()) and not list(spool.growing.iterdir())
+
+
+def test_what_a_transfer_discards_is_gone(tmp_path):
+    spool = Spool(tmp_path)
+    with spool.grow("upload", "one", size=len(DATA)) as growing:
         growing.append(DATA)
-    assert spool.grown(DIGEST) == 0
-    with spool.grow(DIGEST, size=len(DATA)) as growing:
-        growing.append(DATA[:10])
-        with pytest.raises(WireError, match="W04"):
-            growing.finish()
-    assert spool.grown(DIGEST) == 10
+        growing.discard()
+    assert spool.grown("upload", "one") == 0 and not list(spool.growing.iterdir())
+
+
+def test_a_transfer_of_as_much_as_allowed_is_taken(tmp_path):
+    with Spool(tmp_path).grow(DIGEST, size=len(DATA)) as growing:
+        growing.append(DATA)
+        assert growing.finish(DIGEST) == DIGEST
 
 
 def test_a_blob_has_one_writer(tmp_path):
@@ -176,46 +248,97 @@ def test_every_commit_is_synced(tmp_path):
 # -- the agent's store -----------------------------------------------------------------------------
 
 
-def test_a_state_is_adopted_once_and_only_with_an_accepted_reply(tmp_path):
+def reply(store, ask, **states):
+    """An encoded reply on disk and the states that it proposes, committed."""
+    put = lambda text: store.spool.put([text.encode()])  # noqa: E731
+    digest, size = put(f"reply to {ask}")
+    proposed = {name: put(text)[0] for name, text in states.items()}
+    owed = Owed(ask, f"upload of {ask}", digest, size, proposed)
+    store.owe(owed)
+    return owed
+
+
+def test_states_are_adopted_once_and_only_with_an_accepted_reply(tmp_path):
     store = LocalStore(tmp_path)
-    assert store.state() is None
-    owed = store.owe("ask1", [b"reply"], [b"state 1"])
-    assert store.state() is None and store.owed("ask1") == owed
-    assert store.unsettled() == [owed]
-    store.settle(owed, "accepted", accepted=True)
+    assert store.state(TASK) is None and store.state(RESIDUAL) is None
+    first = reply(store, "ask1", task="t1", residual="r1")
+    assert store.state(TASK) is None and store.owed("ask1") == first
+    assert store.unsettled() == [first]
+    store.settle(first, "accepted", accepted=True)
     assert store.unsettled() == []
-    store.settle(owed, "duplicate", accepted=True)
-    first = store.state()
-    assert first == hashlib.sha256(b"state 1").hexdigest()
-    late = store.owe("ask2", [b"reply"], [b"state 2"])
+    store.settle(first, "duplicate", accepted=True)
+    assert store.state(TASK) == blake3(b"t1").hexdigest()
+    assert store.state(RESIDUAL) == blake3(b"r1").hexdigest()
+    late = reply(store, "ask2", task="t2", residual="r2")
     store.settle(late, "late", accepted=False)
-    assert store.state() == first
-    third = store.owe("ask3", [b"reply"], [b"state 3"])
+    assert store.state(TASK) == first.states[TASK]
+    assert store.state(RESIDUAL) == first.states[RESIDUAL]
+    third = reply(store, "ask3", residual="r3")  # a task without a state of its own
     store.settle(third, "accepted", accepted=True)
-    store.settle(owed, "duplicate", accepted=True)
-    assert store.state() == third.state
-    first = third.state
-    nothing = store.owe("ask4", [b"reply"], None)
-    store.settle(nothing, "accepted", accepted=True)
-    assert store.state() == first
+    store.settle(first, "duplicate", accepted=True)
+    store.settle(late, "accepted", accepted=True)  # it has been ruled upon
+    assert store.state(TASK) == first.states[TASK]
+    assert store.state(RESIDUAL) == third.states[RESIDUAL]
+    store.settle(reply(store, "ask4"), "accepted", accepted=True)
+    assert store.state(RESIDUAL) == third.states[RESIDUAL]
     store.close()
+    again = LocalStore(tmp_path)
+    assert again.state(TASK) == first.states[TASK]
+    assert again.state(RESIDUAL) == third.states[RESIDUAL]
+    again.close()
 
 
-def test_sweeping_keeps_the_state_and_what_is_owed(tmp_path):
+def test_sweeping_keeps_the_states_and_what_is_owed(tmp_path):
     store = LocalStore(tmp_path)
-    done = store.owe("ask1", [b"reply 1"], [b"state 1"])
+    done = reply(store, "ask1", task="t1", residual="r1")
     store.settle(done, "accepted", accepted=True)
-    owed = store.owe("ask2", [b"reply 2"], [b"state 2"])
+    owed = reply(store, "ask2", task="t2", residual="r2")
     kept = store.spool.put([b"model"])[0]
     gone = store.spool.put([b"old model"])[0]
     store.sweep([kept])
-    there = {name for name in (kept, gone, done.digest, store.state(), owed.digest, owed.state)
+    states = [*done.states.values(), *owed.states.values()]
+    there = {name for name in (kept, gone, done.digest, owed.digest, *states)
              if store.spool.has(name)}  # fmt: skip
-    assert there == {kept, store.state(), owed.digest, owed.state}
+    assert there == {kept, owed.digest, *states}
     store.close()
     again = LocalStore(tmp_path)
-    assert again.owed("ask2") == owed
+    assert again.owed("ask2") == owed and again.unsettled() == [owed]
+    assert all(again.spool.has(name) for name in (owed.digest, *states))
     again.close()
+
+
+def test_what_need_not_have_survived_is_cleared_away_at_the_start(tmp_path):
+    store = LocalStore(tmp_path)
+    pulled = store.spool.put([b"a model that can be pulled again"])[0]
+    with store.spool.grow("half", size=100) as growing:
+        growing.append(b"half")
+    store.close()
+    again = LocalStore(tmp_path)
+    assert not again.spool.has(pulled) and again.spool.grown("half") == 0
+    again.close()
+
+
+# -- scratch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [IN_MEMORY, 0], ids=["in memory", "in a file"])
+def test_scratch_is_memory_for_every_entry_and_leaves_no_file(tmp_path, monkeypatch, most):
+    monkeypatch.setattr("openfed.store.scratch.IN_MEMORY", most)
+    signature = (
+        Spec("a", "int8", (3,), Kind.BUFFER),
+        Spec("b", "float32", (2, 700)),
+        Spec("c", "bfloat16", ()),
+        Spec("d", "float64", (0, 4)),
+    )
+    found = scratch(tmp_path, signature)
+    for value, (name, x) in enumerate(found.items(), start=1):
+        x[...] = value
+        assert (x == value).all(), name
+    assert [(n, x.dtype.name, x.shape) for n, x in found.items()] == [
+        (spec.name, spec.dtype, spec.shape) for spec in signature
+    ]
+    assert [x.reshape(-1)[:1].tolist() for x in found.values()] == [[1], [2], [3], []]
+    assert not list(tmp_path.iterdir())
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openfed.errors import WireError
 from openfed.wire import federation_pb2 as pb
-from openfed.wire.blocks import HEADER, MOST_BLOCK, read_blocks, write_block, write_blocks
+from openfed.wire.blocks import MOST_BLOCK, read_blocks, write_blocks
 from openfed.wire.convert import (
     MOST_MESSAGE,
     MOST_TEXT,
@@ -23,7 +23,9 @@ from openfed.wire.convert import (
 )
 from openfed.wire.messages import (
     BLOCK,
+    ENOUGH,
     Assignment,
+    Blob,
     Failure,
     Hello,
     Next,
@@ -40,13 +42,16 @@ from openfed.wire.messages import (
 )
 
 DIGEST = "0123456789abcdef" * 4
-STAMP = Stamp("fed", "run-1", DIGEST, "op-1", attempt=3, protocol=(1, 7), capabilities=("a", "b"))
+STAMP = Stamp("fed", "run-1", DIGEST, "op-1", attempt=3, protocol=(2, 7), capabilities=("a", "b"))
 ASSIGNMENT = Assignment(
     ask="run-1/3/0",
     task="train",
     round=3,
     settings={"epochs": 2, "lr": 0.1, "deep": {"list": [1, None, True, "é"]}},
-    payloads=(Payload("model", DIGEST, 0), Payload("frozen", "f" * 64, 1 << 40)),
+    payloads=(
+        Payload("model", DIGEST, 0),
+        Payload("frozen", "f" * 64, 1 << 40, (Blob("e" * 64, 9, DIGEST), Blob("f" * 64, 1 << 40))),
+    ),
     updates=True,
     limit=12345,
 )
@@ -57,7 +62,8 @@ MESSAGES = [
     Orders(STAMP, RunState.RUNNING, "", 30.0, ASSIGNMENT, ("x",)),
     Orders(STAMP, RunState.FAILED, "one: K03\n  it broke", 0.0, None, ()),
     Pull(STAMP, DIGEST, 1 << 45),
-    Push(STAMP, "ask", DIGEST, 7),
+    Push(STAMP, "ask", "upload"),
+    Push(STAMP, "ask", "upload", DIGEST),
     Report(STAMP, "ask", DIGEST, 7),
     Report(STAMP, "ask", failure=Failure("K01", "it broke", "line 1\n\tline 2")),
     Verdict(STAMP, Ruling.LATE, "R01", "too late"),
@@ -112,10 +118,19 @@ BAD_VALUES = [
     Pull(STAMP, DIGEST, -1),
     Pull(STAMP, DIGEST, 1 << 51),
     Pull(STAMP, DIGEST, 1 << 70),
-    Push(STAMP, "", DIGEST, 7),
-    Push(STAMP, "a" * 201, DIGEST, 7),
-    Push(STAMP, "a\nb", DIGEST, 7),
-    Push(STAMP, "a\x1b[31m", DIGEST, 7),
+    Push(STAMP, "", "upload"),
+    Push(STAMP, "a" * 201, "upload"),
+    Push(STAMP, "a\nb", "upload"),
+    Push(STAMP, "a\x1b[31m", "upload"),
+    Push(STAMP, "ask", ""),
+    Push(STAMP, "ask", "u" * 65),
+    Push(STAMP, "ask", "../../journal"),
+    Push(STAMP, "ask", "two.upload"),
+    Push(STAMP, "ask", DIGEST),  # would be the name of a blob
+    Push(STAMP, "ask", "α"),
+    Push(STAMP, "ask", "a\nb"),
+    Push(STAMP, "ask", "upload", "abc"),
+    Push(STAMP, "ask", "upload", "../" + DIGEST[3:]),
     Next(STAMP, math.nan),
     Next(STAMP, math.inf),
     Next(STAMP, -1.0),
@@ -141,6 +156,11 @@ BAD_VALUES = [
             {"payloads": (Payload("m", DIGEST, 1), Payload("m", DIGEST, 1))},
             {"payloads": (Payload("m", "zz", 1),)},
             {"payloads": tuple(Payload(str(i), DIGEST, 1) for i in range(1025))},
+            {"payloads": (Payload("m", DIGEST, 1, (Blob(DIGEST, 1),) * 1025),)},
+            {"payloads": (Payload("m", DIGEST, 1, (Blob("zz", 1),)),)},
+            {"payloads": (Payload("m", DIGEST, 1, (Blob(DIGEST, 1, "zz"),)),)},
+            {"payloads": (Payload("m", DIGEST, 1, (Blob(DIGEST, 1 << 51),)),)},
+            {"payloads": (Payload("m", DIGEST, 1, (Blob(DIGEST, -1),)),)},
             {"round": -1},
             {"round": (1 << 31) + 1},
             {"limit": 1 << 51},
@@ -225,10 +245,11 @@ def test_a_message_beyond_the_limit_is_not_parsed():
 
 
 def test_another_major_version_is_refused_by_name_and_a_minor_is_not():
-    assert decode(Pull, encode(Pull(replace(STAMP, protocol=(1, 99)), DIGEST)))
-    with refused("W11") as caught:
-        decode(Pull, encode(Pull(replace(STAMP, protocol=(2, 0)), DIGEST)))
-    assert "2.0" in caught.value.message
+    assert decode(Pull, encode(Pull(replace(STAMP, protocol=(2, 99)), DIGEST)))
+    for major in (1, 3):
+        with refused("W11") as caught:
+            decode(Pull, encode(Pull(replace(STAMP, protocol=(major, 0)), DIGEST)))
+        assert f"{major}.0" in caught.value.message
 
 
 def test_fields_of_a_later_minor_are_ignored():
@@ -245,11 +266,17 @@ def test_text_for_people_is_cleaned_and_cut_by_the_sender():
     assert found.traceback.endswith("the end")
 
 
-def test_offsets_come_back_and_stay_within_the_upload():
-    assert decode_offset(encode_offset(7), 7) == 7
-    for data in (encode_offset(8), b"\xff"):
-        with refused():
-            decode_offset(data, 7)
+@pytest.mark.parametrize("offset", [0, 7, 1 << 50, ENOUGH])
+def test_offsets_come_back(offset):
+    assert decode_offset(encode_offset(offset)) == offset
+
+
+@pytest.mark.parametrize("offset", [(1 << 50) + 1, ENOUGH - 1, ENOUGH + 1])
+def test_offsets_that_no_upload_has_are_refused(offset):
+    with refused():
+        decode_offset(encode_offset(offset))
+    with refused():
+        decode_offset(b"\xff")
 
 
 # -- blocks ----------------------------------------------------------------------------------------
@@ -267,51 +294,30 @@ def collect(iterator) -> list[bytes]:
     return asyncio.run(run())
 
 
-def test_a_block_is_offset_checksum_and_bytes():
-    assert write_block(258, b"123456789") == (
-        bytes([2, 1, 0, 0, 0, 0, 0, 0]) + bytes([0x26, 0x39, 0xF4, 0xCB]) + b"123456789"
-    )  # 0xCBF43926 is the well-known CRC-32 of these nine digits
-
-
 @settings(deadline=None)
-@given(st.lists(st.binary(min_size=1, max_size=9)), st.integers(0, 1 << 40))
-def test_blocks_come_back(parts, offset):
-    framed = write_blocks(stream(parts), offset)
-    size = offset + sum(map(len, parts))
-    assert b"".join(collect(read_blocks(framed, offset, size))) == b"".join(parts)
+@given(st.lists(st.binary(max_size=9)))
+def test_blocks_are_the_bytes_and_nothing_else(parts):
+    sent = collect(write_blocks(stream(parts)))
+    assert b"".join(sent) == b"".join(parts)
+    assert all(sent), "an empty block is the end of an upload"
+    assert collect(read_blocks(stream(sent))) == sent
 
 
-def test_large_blocks_are_cut():
+def test_large_blocks_are_cut_and_no_byte_is_lost():
     body = bytes(range(256)) * (BLOCK // 256 * 2) + b"end"
-    framed = collect(write_blocks(stream([body]), 0))
-    assert [len(block) - HEADER.size for block in framed] == [BLOCK, BLOCK, 3]
-    assert b"".join(block[HEADER.size :] for block in framed) == body
+    for data in (body, memoryview(body), memoryview(body[:-3]).cast("I")):
+        sent = collect(write_blocks(stream([data])))
+        assert b"".join(sent) == bytes(data)
+        assert all(len(block) <= BLOCK for block in sent)
+    assert [len(block) for block in collect(write_blocks(stream([body])))] == [BLOCK, BLOCK, 3]
 
 
-GOOD = [write_block(0, b"abc"), write_block(3, b"def")]
-
-
-@pytest.mark.parametrize(
-    ("code", "blocks"),
-    [
-        ("W12", [GOOD[1], GOOD[0]]),
-        ("W12", [GOOD[0], GOOD[0]]),
-        ("W12", [GOOD[0], write_block(2, b"cdef")]),
-        ("W12", [GOOD[0], write_block(4, b"ef")]),
-        ("W12", [*GOOD, write_block(6, b"g")]),
-        ("W12", [GOOD[0], GOOD[1][:-1] + b"x"]),
-        ("W12", [GOOD[0], GOOD[1][:-1]]),
-        ("W12", [b""]),
-        ("W12", [GOOD[0][: HEADER.size]]),
-        ("W12", [write_block(0, b"x" * (MOST_BLOCK + 1))]),
-        ("W13", [GOOD[0]]),
-        ("W13", []),
-    ],
-)
-def test_streams_that_are_not_the_blob_are_refused(code, blocks):
-    assert collect(read_blocks(stream(GOOD), 0, 6)) == [b"abc", b"def"]
-    with refused(code):
-        collect(read_blocks(stream(blocks), 0, 6))
+def test_a_block_has_from_one_byte_to_the_most():
+    good = [b"x", b"y" * MOST_BLOCK]
+    assert collect(read_blocks(stream(good))) == good
+    for bad in (b"", b"x" * (MOST_BLOCK + 1)):
+        with refused("W12"):
+            collect(read_blocks(stream([*good, bad])))
 
 
 def test_streams_are_closed_when_the_reader_stops():
@@ -325,7 +331,7 @@ def test_streams_are_closed_when_the_reader_stops():
             closed.append(True)
 
     async def run():
-        bodies = read_blocks(write_blocks(source(), 0), 0)
+        bodies = read_blocks(write_blocks(source()))
         await anext(bodies)
         await bodies.aclose()
         assert closed == [True]
