@@ -11,9 +11,14 @@ from openfed.tensors.record import FLOATING, Kind, Signature, Spec
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The plan's word on one direction, as chains."""
+    """The plan's word on one direction, as chains.
+
+    `down`: differences to what the sites hold are coded, so what one packet loses is in the next:
+    like error feedback, that needs each codec's biased form, which is a contraction.
+    """
 
     direction: Direction
+    down: bool = False
 
     @property
     def feedback(self) -> bool:
@@ -21,7 +26,7 @@ class Pipeline:
 
     def chain(self, spec: Spec) -> Chain:
         """The chain of one entry; what is no floating parameter keeps its exact part only."""
-        chain = _chain(self.direction.chain(spec.name), self.feedback)
+        chain = _chain(self.direction.chain(spec.name), self.feedback or self.down)
         parameter = spec.kind is Kind.PARAMETER and spec.dtype in FLOATING
         return chain if parameter else chain.exact()
 

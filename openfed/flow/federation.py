@@ -93,7 +93,8 @@ class Federation:
         self._limit = packet_limit(self._updates, self._chains)
         self.run = journal.fact("run") or ""
         self._round, self._ordinal = 1, 0
-        self._offers = Offers(spool, travelling(self.signature), Pipeline(pipeline.downlink))
+        downlink = Pipeline(pipeline.downlink, down=True)
+        self._offers = Offers(spool, travelling(self.signature), downlink)
         self._frozen: Tensors = {}
 
     # -- asking --------------------------------------------------------------------------------

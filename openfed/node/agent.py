@@ -88,7 +88,7 @@ class Agent:
         self._updates = update_signature(lock.signature)
         self._moving = travelling(lock.signature)
         self._uplink = Pipeline(lock.plan.compression_pipeline.uplink)
-        self._downlink = Pipeline(lock.plan.compression_pipeline.downlink)
+        self._downlink = Pipeline(lock.plan.compression_pipeline.downlink, down=True)
 
     async def run(self) -> tuple[RunState, str]:
         """Take part until the run ends; returns how it ended and why.
