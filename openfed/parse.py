@@ -23,7 +23,7 @@ def strict_json(text: str | bytes) -> Any:
     """As `json.loads`, without its leniency: each key once, finite numbers, sane depth."""
     try:
         return json.loads(
-            text, object_pairs_hook=_each_once, parse_constant=_finite, parse_float=_finite
+            text, object_pairs_hook=_each_once, parse_constant=finite, parse_float=finite
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -36,7 +36,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A number of JSON; raises ValueError for what no finite float is."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is not a finite number")

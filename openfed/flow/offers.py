@@ -6,14 +6,11 @@ from contextlib import ExitStack
 from openfed.codec.downlink import Decoded, Differences, lossy_entries, packet_specs
 from openfed.codec.packet import Head, packet_blocks
 from openfed.codec.pipeline import Pipeline
-from openfed.store.spool import Spool
+from openfed.store.spool import WHOLE, Spool
 from openfed.tensors.frame import Held, Source, blocks, source_blocks
 from openfed.tensors.record import Record, Signature
 from openfed.typing import Tensors
 from openfed.wire.messages import Blob, Payload
-
-WHOLE = 1 << 62
-"""No limit: the node's own bytes."""
 
 
 class Offers:

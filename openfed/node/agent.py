@@ -25,6 +25,7 @@ from openfed.node.threads import opened, to_the_end
 from openfed.node.trainer import Inputs, Result, Trainer
 from openfed.plan.lock import Lock
 from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
+from openfed.store.spool import WHOLE
 from openfed.tasks.base import Task
 from openfed.tasks.seeds import derive
 from openfed.tensors.check import check_entries, check_numbers, frame_limit
@@ -279,10 +280,10 @@ class Agent:
         before = self._store.state(RESIDUAL) if feedback else None
         states = {}
         with ExitStack() as stack:
-            opened = stack.enter_context(spool.open(base.name, limit=1 << 62))
             update: Source = Held(Record())
             if result.trained is not None and assignment.updates:
-                rest = before and stack.enter_context(spool.open(before, limit=1 << 62))
+                opened = stack.enter_context(spool.open(base.name, limit=WHOLE))
+                rest = before and stack.enter_context(spool.open(before, limit=WHOLE))
                 left = frozenset(spec.name for spec in lossy_specs(sent)) if rest else frozenset()
                 model = {spec.name: spec for spec in self._moving}
                 update = Update(specs, model, result.trained, opened, rest or None, left)
@@ -342,7 +343,7 @@ class Agent:
             packet = stack.enter_context(spool.packet(blob.digest, limit=limit, allowed=chains))
             if packet.head.base != blob.base or layout_of(packet.specs) != layout_of(expected):
                 raise WireError("W14", f"{payload.name}: a packet of something else")
-            base = stack.enter_context(spool.open(blob.base, limit=1 << 62)) if blob.base else None
+            base = stack.enter_context(spool.open(blob.base, limit=WHOLE)) if blob.base else None
             lossy = lossy_entries(model, self._downlink) if base else {}
             decoded = Decoded(model, packet, base or packet, lossy)
             into = stack.enter_context(spool.writing())

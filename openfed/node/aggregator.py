@@ -115,8 +115,8 @@ class Aggregator:
         self.lock, self.run, self.journal, self.spool = lock, run, journal, spool
         self.state, self.reason = RunState.RUNNING, ""
         self._emit, self._monotonic = emit, monotonic
-        self._uplink = Pipeline(lock.plan.compression_pipeline.uplink)
         self._updates = update_signature(lock.signature)
+        self._chains = Pipeline(lock.plan.compression_pipeline.uplink).chains(self._updates)
         self._outgoing = Outgoing(spool)
         self._raw = sum(spec.size for spec in self._updates)
         self._asks: dict[str, Open] = {}
@@ -402,8 +402,7 @@ class Aggregator:
         try:
             if not DIGEST.fullmatch(report.digest) or not self.spool.has(report.digest, name):
                 raise WireError("W05", "the reported bytes were not uploaded")
-            limit = open.assignment.limit
-            chains = self._uplink.chains(self._updates)
+            limit, chains = open.assignment.limit, self._chains
             with self.spool.packet(report.digest, name, limit=limit, allowed=chains) as packet:
                 check_reply(self.lock, packet, open.assignment)
         except (TaskError, WireError) as error:

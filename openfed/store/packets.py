@@ -11,9 +11,11 @@ import numpy as np
 from openfed.codec.chain import Chain
 from openfed.codec.packet import PREFIX, Head, header_length, most_bytes, read_head
 from openfed.errors import WireError
-from openfed.tensors.frame import CHUNK, check_bool, chunks
+from openfed.tensors.frame import CHUNK, check_bool, chunks, fill
 from openfed.tensors.record import Signature
 from openfed.typing import Numbers
+
+ENDS = "the packet ends inside an entry"
 
 Places = np.ndarray[Any, Any]
 """Where an entry's chunks lie: int64 [chunks, 2], offset in the file and bytes."""
@@ -45,11 +47,11 @@ class PacketFile:
         at, length = (int(x) for x in places[start // CHUNK])
         if self.head.chains[entry].header:
             data = np.empty(length, np.uint8)
-            _fill(self.descriptor, at, data)
+            fill(self.descriptor, at, data, ENDS)
             self.head.decode(entry, start, data.data, out)
         else:
-            _fill(self.descriptor, at, out)
-        check_bool(name, out)
+            fill(self.descriptor, at, out, ENDS)
+            check_bool(name, out)
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -102,12 +104,3 @@ def _places(descriptor: int, head: Head, at: int, size: int) -> Mapping[str, tup
     if at != size:
         raise WireError("W01", f"expected a packet of {at} bytes, got {size}")
     return places
-
-
-def _fill(descriptor: int, at: int, out: np.ndarray[Any, Any]) -> None:
-    into = out.view(np.uint8).data
-    while into:
-        got = os.preadv(descriptor, [into], at)
-        if got == 0:
-            raise WireError("W01", "the packet ends inside an entry")
-        into, at = into[got:], at + got

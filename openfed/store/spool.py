@@ -21,6 +21,9 @@ from openfed.store.packets import PacketFile, open_packet
 from openfed.tensors.frame import FrameFile, hasher, open_frame, unpack
 from openfed.typing import Tensors
 
+WHOLE = 1 << 62
+"""No limit on the bytes of a blob: the node's own."""
+
 
 def blob_name(digest: str, owner: str = "") -> str:
     """The file name of a blob; owners are collaborator names and hold no slash or dot pair."""

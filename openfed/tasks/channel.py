@@ -7,7 +7,6 @@ A message is a 4-byte big-endian length and that many bytes of JSON, one object,
 
 import asyncio
 import json
-import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from openfed.errors import WireError
+from openfed.parse import finite
 
 LIMIT: Final = 1 << 20
 """Most bytes of one message."""
@@ -44,19 +44,12 @@ def _length(head: bytes) -> int:
 
 def _decode(body: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(body, parse_float=_finite, parse_constant=_finite)
+        message = json.loads(body, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         raise WireError("K10", f"expected a JSON object, got other bytes: {error}") from error
     if not isinstance(message, dict):
         raise WireError("K10", f"expected a JSON object, got {type(message).__name__}")
     return message
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
 
 
 def _cut_off(got: int, expected: int) -> WireError:

@@ -278,6 +278,16 @@ class Held:
         out[...] = np.asarray(self.record.tensors[name]).reshape(-1)[start : start + out.size]
 
 
+def fill(descriptor: int, at: int, out: np.ndarray[Any, Any], ends: str) -> None:
+    """Fill `out` (contiguous) with the file's bytes from `at` on; raises WireError W01 `ends`."""
+    into = out.view(np.uint8).reshape(-1).data
+    while into:
+        got = os.preadv(descriptor, [into], at)
+        if got == 0:
+            raise WireError("W01", ends)
+        into, at = into[got:], at + got
+
+
 @dataclass(frozen=True)
 class FrameFile:
     """An open frame on disk, read in pieces with `pread`: nothing is mapped, nothing assumed.
@@ -298,13 +308,8 @@ class FrameFile:
 
     def read(self, name: str, start: int, out: np.ndarray[Any, Any]) -> None:
         """Fill `out` (1-D, the entry's dtype) with elements from `start` on."""
-        into = out.view(np.uint8).reshape(-1).data
         at = self.layout.offsets[name] + start * out.itemsize
-        while into:
-            got = os.preadv(self.descriptor, [into], at)
-            if got == 0:
-                raise WireError("W01", f"the frame ends inside its entry {name!r}")
-            into, at = into[got:], at + got
+        fill(self.descriptor, at, out, f"the frame ends inside its entry {name!r}")
         check_bool(name, out)
 
     def tensor(self, spec: Spec) -> np.ndarray[Any, Any]:

@@ -524,6 +524,28 @@ def test_a_model_is_pulled_whole_where_its_base_is_not_here(play):
     play(body, more=DOWN)
 
 
+def test_a_base_that_somebody_changed_is_dropped_and_the_model_pulled_whole(play):
+    async def body(script, start):
+        given = offers(script)
+        first, second = [given.model(model, seed) for seed, model in enumerate(models(2))]
+        life = start()
+        script.order(on(script, first, "ask1"))
+        assert (await script.reports.get()).failure is None
+        base = script.folder / "mine" / "r1" / "blobs" / first.digest
+        base.chmod(0o600)
+        with base.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\x7f")
+        script.order(on(script, second, "ask2"))
+        assert (await script.reports.get()).failure is None
+        script.order(state=RunState.COMPLETED)
+        await life
+        pulled = [digest for digest, _ in script.pulled]
+        assert pulled[-2:] == [blob.digest for blob in second.blobs]
+
+    play(body, more=DOWN)
+
+
 def spoil(script, payload, kind):
     """A payload whose packet is not what it should be."""
     path = script.spool.path(payload.blobs[0].digest)

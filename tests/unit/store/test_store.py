@@ -406,3 +406,13 @@ def test_one_agent_works_in_a_store(tmp_path):
 def test_ids_sort_by_time_and_differ():
     ids = [new_run_id() for _ in range(20)]
     assert len(set(ids)) == 20 and all(len(i) == 22 for i in ids)
+
+
+def test_what_is_whole_is_not_written_to_by_accident(tmp_path):
+    spool = Spool(tmp_path)
+    digest, _ = spool.put([DATA])
+    with spool.grow("name", "one", size=len(DATA)) as growing:
+        growing.append(DATA)
+        growing.finish()
+    for path in (spool.path(digest), spool.path(digest, "one")):
+        assert path.stat().st_mode & 0o777 == 0o400
