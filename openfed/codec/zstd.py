@@ -1,12 +1,16 @@
 """Lossless: bytes of equal place together, then zstandard."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from openfed.codec.base import U8, damaged, wrong_length
+
+Words = NDArray[Any]
+"""Unsigned integers of 1, 2, 4 or 8 bytes."""
 
 SHORTEST_MATCH: Final = 7
 """Shorter repeats in a plane are chance: looking for them costs a fifth more time and bytes."""
@@ -39,9 +43,8 @@ class Zstd:
         return size + 1 + 3 * width
 
     def encode(self, data: U8, width: int) -> bytes:
-        planes = data.reshape(-1, width).T.copy() if width > 1 else data.reshape(1, -1)
         flags, sizes, bodies = 0, [], []
-        for place, plane in enumerate(planes):
+        for place, plane in enumerate(_planes(data.view(f"<u{width}"))):
             frame = _compressed(plane, self.level)
             if len(frame) < plane.size:
                 flags |= 1 << place
@@ -50,7 +53,7 @@ class Zstd:
         return b"".join([bytes([flags]), *sizes, *bodies])
 
     def decode(self, data: memoryview, width: int, out: U8) -> None:
-        """Fill `out`. Raises `WireError`. Allocates at most twice the size of `out`."""
+        """Fill `out`. Raises `WireError`. Allocates at most three times the size of `out`."""
         if not data:
             raise wrong_length(1 + out.size, 0)
         flags, count = data[0], out.size // width
@@ -58,19 +61,39 @@ class Zstd:
         if flags >> width or len(data) < at:
             raise damaged("has no header of zstd planes")
         sizes = iter(int.from_bytes(data[i : i + 3], "little") for i in range(1, at, 3))
-        planes = np.empty((width, count), np.uint8)
+        planes: list[Words] = []
         for place in range(width):
             packed = bool(flags >> place & 1)
             size = next(sizes) if packed else count
             body, at = data[at : at + size], at + size
             if len(body) < size:
                 raise wrong_length(at, len(data))
-            planes[place] = np.frombuffer(_decompress(body, count) if packed else body, np.uint8)
+            planes.append(np.frombuffer(_decompress(body, count) if packed else body, np.uint8))
         if at != len(data):
             raise wrong_length(at, len(data))
-        elements = out.reshape(count, width)
-        for place in range(width):
-            elements[:, place] = planes[place]
+        out[:] = _elements(planes).view(np.uint8)
+
+
+def _planes(words: Words) -> list[U8]:
+    """The bytes of equal place, from the lowest: halved again and again, which is twice as fast
+    as gathering every width-th byte."""
+    if words.itemsize == 1:
+        return [words]
+    half = f"<u{words.itemsize // 2}"
+    high = words >> np.array(4 * words.itemsize, words.dtype)
+    return [*_planes(words.astype(half)), *_planes(high.astype(half))]
+
+
+def _elements(planes: list[Words]) -> Words:
+    """What `_planes` took apart."""
+    if len(planes) == 1:
+        return planes[0]
+    middle = len(planes) // 2
+    low, high = _elements(planes[:middle]), _elements(planes[middle:])
+    words = high.astype(f"<u{2 * high.itemsize}")
+    words <<= np.array(8 * high.itemsize, words.dtype)
+    words |= low
+    return words
 
 
 def _compressed(plane: U8, level: int) -> bytes:
