@@ -34,7 +34,6 @@ from openfed.tensors.record import Record, is_local, layout_of
 from openfed.tensors.update import travelling, update_signature
 from openfed.transport.base import Blocks, Link
 from openfed.wire.messages import (
-    BLOCK,
     ENOUGH,
     Assignment,
     Blob,
@@ -49,6 +48,8 @@ from openfed.wire.messages import (
     Ruling,
     RunState,
     Stamp,
+    Verdict,
+    block_size,
 )
 
 WAIT_S = 25.0
@@ -84,8 +85,8 @@ class Agent:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._training: set[str] = set()  # of the asks at work, those that can still be dropped
         self._cancelled: set[str] = set()  # asks that the aggregator no longer waits for
+        self._block = block_size(len(lock.plan.collaborators))
         self._turn = asyncio.Lock()  # one task at a time, in the order of the asks
-        self._sent: set[str] = set()  # the ask whose reply has just been sent whole
         self._updates = update_signature(lock.signature)
         self._moving = travelling(lock.signature)
         self._uplink = Pipeline(lock.plan.compression_pipeline.uplink)
@@ -105,7 +106,7 @@ class Agent:
         self._said(f"joined run {self._run_id}")
         try:
             for owed in self._store.unsettled():
-                await self._deliver(owed)
+                await self._settle(owed, await self._deliver(owed))
             ended = await self._take_part()
             await self._settle_all()
             return ended
@@ -167,7 +168,9 @@ class Agent:
             try:
                 if owed is None or owed.ruling:
                     self._training.add(assignment.ask)
-                    owed = await self._answer(assignment)
+                    owed, verdict = await self._answer(assignment)
+                else:
+                    verdict = await self._deliver(owed)
             except TaskError as error:
                 self._said(f"{error}\n{error.traceback}".rstrip())
                 failure = Failure(error.code, error.message, error.traceback)
@@ -180,16 +183,24 @@ class Agent:
                 return
             finally:
                 self._training.discard(assignment.ask)
-            await self._deliver(owed)
+            await self._settle(owed, verdict)
             await self._tell_versions()
             self._store.sweep(payload.digest for payload in assignment.payloads)
 
-    async def _deliver(self, owed: Owed) -> None:
-        """Send what is owed and record the ruling; the same bytes however often it is tried."""
+    async def _deliver(self, owed: Owed) -> Verdict:
+        """Send what is owed; the same bytes however often it is tried."""
+
+        async def report() -> Report:
+            return self._report(owed)
+
         push = Push(self._stamp(), owed.ask, owed.upload, owed.digest)
-        if owed.ask not in self._sent:
-            await self._link.push(push, lambda offset: self._blocks(owed.digest, offset))
-        verdict = await self._link.report(Report(self._stamp(), owed.ask, owed.digest, owed.size))
+        return await self._link.push(push, partial(self._blocks, owed.digest), report)
+
+    def _report(self, owed: Owed) -> Report:
+        return Report(self._stamp(), owed.ask, owed.digest, owed.size)
+
+    async def _settle(self, owed: Owed, verdict: Verdict) -> None:
+        """Record the ruling; adopt, or forget, the states that the reply proposed."""
         accepted = verdict.ruling in (Ruling.ACCEPTED, Ruling.DUPLICATE)
         settling = asyncio.to_thread(self._store.settle, owed, verdict.ruling, accepted=accepted)
         await to_the_end(settling)
@@ -203,8 +214,8 @@ class Agent:
             self._facts = facts
             await self._link.hello(Hello(self._stamp(), facts))
 
-    async def _answer(self, assignment: Assignment) -> Owed:
-        """Fetch, run, check; then encode and send at the same time, and commit."""
+    async def _answer(self, assignment: Assignment) -> tuple[Owed, Verdict]:
+        """Fetch, run, check; then encode and send at the same time, commit, and report."""
         self._allow(assignment)
         paths = {p.name: await self._fetch(p) for p in assignment.payloads}
         state = self._store.state(TASK)
@@ -225,20 +236,26 @@ class Agent:
         finally:
             result.close()
 
-    async def _encode_and_send(self, assignment: Assignment, base: Path, result: Result) -> Owed:
+    async def _encode_and_send(
+        self, assignment: Assignment, base: Path, result: Result
+    ) -> tuple[Owed, Verdict]:
         self._check(assignment, result)
         self._training.discard(assignment.ask)  # from here on it is reported, be it late
-        tail, upload = Tail(), secrets.token_hex(8)
+        tail, upload = Tail(self._block), secrets.token_hex(8)
+        committed: asyncio.Future[Owed] = asyncio.get_running_loop().create_future()
+
+        async def report() -> Report:
+            return self._report(await committed)
+
         push = Push(self._stamp(), assignment.ask, upload)
-        sending = asyncio.create_task(self._link.push(push, tail.blocks))
+        sending = asyncio.create_task(self._link.push(push, tail.blocks, report))
         try:
             encoding = asyncio.to_thread(self._encode, assignment, base, result, tail)
             digest, size, states = await to_the_end(encoding)
             owed = Owed(assignment.ask, upload, digest, size, states)
             await to_the_end(asyncio.to_thread(self._store.owe, owed))  # before it may be closed
-            await sending
-            self._sent = {assignment.ask}
-            return owed
+            committed.set_result(owed)
+            return owed, await sending
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
@@ -357,7 +374,7 @@ class Agent:
 
     async def _blocks(self, digest: str, offset: int) -> Blocks:
         if offset < ENOUGH:
-            for block in self._store.spool.read(digest, offset, BLOCK):
+            for block in self._store.spool.read(digest, offset, self._block):
                 yield block
 
     def _stamp(self) -> Stamp:

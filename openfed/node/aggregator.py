@@ -117,10 +117,11 @@ class Aggregator:
         self._emit, self._monotonic = emit, monotonic
         self._updates = update_signature(lock.signature)
         self._chains = Pipeline(lock.plan.compression_pipeline.uplink).chains(self._updates)
-        self._outgoing = Outgoing(spool)
+        self._outgoing = Outgoing(spool, len(lock.plan.collaborators))
         self._raw = sum(spec.size for spec in self._updates)
         self._asks: dict[str, Open] = {}
         self._here: dict[str, bool] = {}  # who was seen -> whether it has heard the end
+        self._ruled: dict[str, str] = {}  # collaborator -> the ask of its last verdict
         self._refused: set[tuple[str, str]] = set()
         self._offers, self._replies = Bell(), Bell()  # for collaborators; for the flow
         self._order = asyncio.Lock()  # one reply at a time is journaled and adopted
@@ -239,7 +240,8 @@ class Aggregator:
             return Orders(stamp, self.state, self.reason, LEASE_S, cancel=next.holding)
         wanted = {id: o for id, o in self._asks.items() if o.ask.awaits(name)}
         # after a restart no ask is open until the flow has come back to it: cancel nothing then
-        cancel = tuple(id for id in next.holding if id not in wanted) if self._asks else ()
+        over = (id for id in next.holding if id not in wanted and self._ruled.get(name) != id)
+        cancel = tuple(over) if self._asks else ()
         for id, open in wanted.items():
             if id not in next.holding:
                 return Orders(stamp, self.state, "", LEASE_S, open.assignment, cancel)
@@ -256,6 +258,7 @@ class Aggregator:
             while block := await self._outgoing.block(pull.digest, offset):
                 offset += len(block)
                 yield block
+                del block
         except FileNotFoundError:  # the ask has been closed, and its blobs swept
             raise PolicyError("R05", f"{peer.name} need not have this blob any more") from None
         open, payload, size = asked
@@ -293,6 +296,7 @@ class Aggregator:
                 raise WireError("W04", f"expected bytes from {growing.at}, got from {offset}")
             async for block in blocks:
                 await asyncio.to_thread(growing.append, block)
+                del block  # or it would be held until the next one comes
             try:
                 digest = await to_the_end(asyncio.to_thread(growing.finish, push.digest))
             except WireError as error:
@@ -337,6 +341,7 @@ class Aggregator:
             self._tell(open, report, ruling, reply, numbers)
             self._adopt(open, ask, effects)
         open.judging.discard(name)
+        self._ruled[name] = report.ask
         if ruling is Ruling.ACCEPTED and reply.code and report.failure is None:
             ruling, code = Ruling.REFUSED, reply.code
         message = reply.message or (CODES[code].title if code else "")

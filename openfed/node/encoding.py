@@ -100,7 +100,7 @@ def encode_reply(
             lost.begin()
         tail.begin(blob.path)
         try:
-            for block in joined(packet_blocks(packet, update, lost)):
+            for block in joined(packet_blocks(packet, update, lost), tail.block):
                 blob.append(block)
                 blob.flush()
                 tail.grown(block)

@@ -18,7 +18,8 @@ class Tail:
     """Made on the loop. `begin`, `grown` and `finished` are for the writing thread, `blocks` is
     for the loop; more than one reader may follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = BLOCK) -> None:
+        self.block = block  # bytes, at most
         self._loop, self._bell = asyncio.get_running_loop(), Bell()
         self._recent: OrderedDict[int, bytes] = OrderedDict()  # by where they begin
         self._size, self._done = 0, False
@@ -55,7 +56,7 @@ class Tail:
 
     def _read(self, offset: int) -> bytes:
         assert self._file is not None
-        return os.pread(self._file, min(BLOCK, self._size - offset), offset)
+        return os.pread(self._file, min(self.block, self._size - offset), offset)
 
     def close(self) -> None:
         if self._file is not None:
@@ -63,12 +64,12 @@ class Tail:
             self._file = None
 
 
-def joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """The same bytes in blocks of at most `BLOCK`, as long as no piece is larger."""
+def joined(pieces: Iterable[bytes | memoryview], most: int) -> Iterator[bytes]:
+    """The same bytes in blocks of at most `most`, as long as no piece is larger."""
     parts: list[bytes | memoryview] = []
     size = 0
     for piece in pieces:
-        if size + len(piece) > BLOCK and parts:
+        if size + len(piece) > most and parts:
             yield b"".join(parts)
             parts, size = [], 0
         parts.append(piece)

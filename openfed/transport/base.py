@@ -4,7 +4,7 @@ Errors cross it: an `OpenFedError` raised by a `Service` is raised with the same
 message by the `Link` at the other end. What a `Link` raises on its own is a `TransportError`.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from openfed.wire.messages import (
@@ -20,6 +20,7 @@ from openfed.wire.messages import (
 )
 
 Blocks = AsyncIterator[bytes | memoryview]
+Reporting = Callable[[], Awaitable[Report]]
 
 
 class Service(Protocol):
@@ -48,8 +49,9 @@ class Link(Protocol):
     async def hello(self, hello: Hello) -> Welcome: ...
     async def next(self, next: Next) -> Orders: ...
     def pull(self, pull: Pull) -> Blocks: ...
-    async def push(self, push: Push, blocks: Callable[[int], Blocks]) -> None:
-        """Ask for the offset, then send `blocks(offset)`, which is empty for `ENOUGH`."""
+    async def push(self, push: Push, blocks: Callable[[int], Blocks], report: Reporting) -> Verdict:
+        """Ask for the offset, send `blocks(offset)`, which is empty for `ENOUGH`, then `report()`,
+        which is awaited when the last block has gone."""
         ...
 
     async def report(self, report: Report) -> Verdict: ...

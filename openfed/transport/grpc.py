@@ -21,7 +21,7 @@ from openfed.pki.leaf import Identity, check_peer, inspect
 from openfed.pki.peer import AGGREGATOR, COLLABORATOR
 from openfed.transport import crossing
 from openfed.transport.address import split_address
-from openfed.transport.base import Blocks, Service
+from openfed.transport.base import Blocks, Reporting, Service
 from openfed.transport.environment import grpc
 from openfed.transport.probe import diagnose
 from openfed.transport.turns import Turns
@@ -64,6 +64,7 @@ _BOTH = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.bdp_probe", 0),  # it widens windows, and so memory, with every fast peer
     ("grpc.http2.lookahead_bytes", WINDOW),
+    ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),  # else up to 4 MiB a connection
 )
 _SERVER = (
     *_BOTH,
@@ -190,6 +191,7 @@ class _Endpoint:
                             break
                         self._check(peer)
                         await context.write(block)
+                        del block  # or each of many streams would hold one while it waits
 
     async def _push(self, _: object, context: Any) -> None:
         async with _crossing(context):
@@ -201,15 +203,28 @@ class _Endpoint:
             offset = await self.service.push_offset(peer, push)
             await context.write(encode_offset(offset))
             try:
-                blocks = read_blocks(self._received(peer, context))
-                async with ending(blocks):
-                    await self.service.push_blocks(peer, push, offset, blocks)
+                verdict = await self._taken(peer, push, offset, context)
             except asyncio.CancelledError:
                 raise
             except BaseException:
                 await _end_of_push(context)
                 raise
-            await _end_of_push(context)
+            if verdict is None:
+                await _end_of_push(context)
+            else:
+                await context.write(encode(verdict))
+
+    async def _taken(self, peer: Peer, push: Push, offset: int, context: Any) -> Verdict | None:
+        """The verdict on an upload and its report; None if the rest of it is not wanted."""
+        blocks = read_blocks(self._received(peer, context))
+        async with ending(blocks):
+            await self.service.push_blocks(peer, push, offset, blocks)
+            if await anext(blocks, None) is not None:
+                return None
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            raise WireError("W13", "an upload ended without its report")
+        return await self.service.report(peer, decode(Report, data))
 
     async def _received(self, peer: Peer, context: Any) -> AsyncIterator[bytes]:
         while True:
@@ -221,6 +236,7 @@ class _Endpoint:
                     break
                 self._check(peer)
                 yield block
+                del block
 
     def _peer(self, context: Any) -> Peer:
         """Who calls: from the certificate of this connection, nothing else."""
@@ -317,13 +333,13 @@ class GrpcLink:
         finally:
             call.cancel()
 
-    async def push(self, push: Push, blocks: Callable[[int], Blocks]) -> None:
+    async def push(self, push: Push, blocks: Callable[[int], Blocks], report: Reporting) -> Verdict:
         await self._verify_server()
         call = self._channel.stream_stream(f"/{SERVICE}/Push")()
         try:
             await call.write(encode(push))
             offset = decode_offset(await _read(call))
-            await _send(call, write_blocks(blocks(offset)))
+            answer = await _send(call, write_blocks(blocks(offset)), report)
         except grpc.aio.AioRpcError as error:
             raise await self._explained(_status(error)) from error
         except asyncio.InvalidStateError as error:  # a write after the end of the call
@@ -331,6 +347,7 @@ class GrpcLink:
             raise await self._explained(status) from error
         finally:
             call.cancel()
+        return decode(Verdict, answer) if answer else await self.report(await report())
 
     async def close(self) -> None:
         await self._channel.close()
@@ -405,9 +422,12 @@ def _status(error: Any) -> Status:
     return error.code(), error.details(), error.trailing_metadata() or ()
 
 
-async def _send(call: Any, framed: AsyncIterator[bytes]) -> None:
-    """Sends until there is no more, or the server wants no more; the call's status says which."""
-    ended = asyncio.create_task(_read(call))  # PushEnd
+async def _send(call: Any, framed: AsyncIterator[bytes], report: Reporting) -> bytes:
+    """Sends all blocks and the report, or until the server wants no more.
+
+    The answer: a Verdict; or nothing, where the server took no report and its status is OK.
+    """
+    ended = asyncio.create_task(_read(call))  # Verdict, or PushEnd
     try:
         async with ending(framed):
             async for block in framed:
@@ -416,9 +436,13 @@ async def _send(call: Any, framed: AsyncIterator[bytes]) -> None:
                 await call.write(block)
             else:
                 await call.write(b"")
+                said = encode(await report())
+                if not ended.done():
+                    await call.write(said)
         await call.done_writing()
-        await ended
+        answer = await ended
         await call.read()  # raises the status unless it is OK
+        return answer
     finally:
         ended.cancel()
         await asyncio.gather(ended, return_exceptions=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from openfed.transport.base import Blocks, Service
+from openfed.transport.base import Blocks, Reporting, Service
 from openfed.wire.blocks import ending, read_blocks, write_blocks
 from openfed.wire.convert import decode, decode_offset, encode, encode_offset
 from openfed.wire.messages import Hello, Next, Orders, Peer, Pull, Push, Report, Verdict, Welcome
@@ -35,12 +35,13 @@ class InProcess:
             async for body in bodies:
                 yield body
 
-    async def push(self, push: Push, blocks: Callable[[int], Blocks]) -> None:
+    async def push(self, push: Push, blocks: Callable[[int], Blocks], report: Reporting) -> Verdict:
         push = _passed(push)
         found = await self.service.push_offset(self.peer, push)
         offset = decode_offset(encode_offset(found))
         async with ending(read_blocks(write_blocks(blocks(offset)))) as bodies:
             await self.service.push_blocks(self.peer, push, offset, bodies)
+        return await self.report(await report())
 
     async def report(self, report: Report) -> Verdict:
         return _passed(await self.service.report(self.peer, _passed(report)))

@@ -8,7 +8,7 @@ from random import SystemRandom
 from typing import TypeVar
 
 from openfed.errors import TransportError
-from openfed.transport.base import Blocks, Link
+from openfed.transport.base import Blocks, Link, Reporting
 from openfed.wire.blocks import ending
 from openfed.wire.messages import Hello, Next, Orders, Pull, Push, Report, Verdict, Welcome
 
@@ -55,8 +55,8 @@ class _Retrying:
     async def next(self, next: Next) -> Orders:
         return await self._until_done(self.link.next, next)
 
-    async def push(self, push: Push, blocks: Callable[[int], Blocks]) -> None:
-        await self._until_done(lambda push: self.link.push(push, blocks), push)
+    async def push(self, push: Push, blocks: Callable[[int], Blocks], report: Reporting) -> Verdict:
+        return await self._until_done(lambda push: self.link.push(push, blocks, report), push)
 
     async def report(self, report: Report) -> Verdict:
         return await self._until_done(self.link.report, report)

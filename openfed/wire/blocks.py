@@ -23,10 +23,12 @@ async def write_blocks(blocks: AsyncIterator[bytes | memoryview]) -> AsyncGenera
         async for block in blocks:
             if isinstance(block, bytes) and 0 < len(block) <= BLOCK:
                 yield block
-                continue
-            view = memoryview(block).cast("B")
-            for begin in range(0, len(view), BLOCK):
-                yield bytes(view[begin : begin + BLOCK])
+            else:
+                view = memoryview(block).cast("B")
+                for begin in range(0, len(view), BLOCK):
+                    yield bytes(view[begin : begin + BLOCK])
+                del view
+            del block  # or it would be held until the next one comes
 
 
 async def read_blocks(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -36,6 +38,7 @@ async def read_blocks(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, Non
             if not 0 < len(block) <= MOST_BLOCK:
                 raise WireError("W12", f"a block of {len(block)} bytes; expected 1 to {MOST_BLOCK}")
             yield block
+            del block
 
 
 @asynccontextmanager

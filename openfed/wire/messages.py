@@ -16,7 +16,18 @@ PROTOCOL = (2, 0)
 CAPABILITIES: tuple[str, ...] = ("packet/2",)
 
 BLOCK = 2 << 20
-"""Bytes of one block of a transfer: each costs Python some work; larger ones cost fresh memory."""
+"""Most bytes of one block of a transfer: each costs Python some work; larger ones cost fresh
+memory."""
+
+ON_THEIR_WAY = 16 << 20
+"""Bytes of blocks that the aggregator should have to hold when all sites transfer at once."""
+
+
+def block_size(sites: int) -> int:
+    """Bytes of a block where so many sites take part: `BLOCK` for up to eight, then less, as each
+    stream has one in memory; never less than a chunk of float64."""
+    return max(512 << 10, min(BLOCK, ON_THEIR_WAY // sites))
+
 
 ENOUGH = 2**63 - 1
 """The offset that asks for no more of an upload: it is whole already, or no longer wanted."""

@@ -55,6 +55,14 @@ ORDERS = Orders(
 )
 
 
+REPORT = Report(STAMP, "ask-1", DIGEST, 9)
+TOO_LATE = Verdict(STAMP, Ruling.LATE, "T12", "too late")
+
+
+async def reported():
+    return REPORT
+
+
 @dataclass
 class Shelf:
     """A small honest service: answers what it is told to, keeps what it is sent."""
@@ -112,7 +120,7 @@ class Shelf:
 
     async def report(self, peer, report):
         self.note(peer, report)
-        return Verdict(STAMP, Ruling.LATE, "T12", "too late")
+        return TOO_LATE
 
 
 @pytest.fixture
@@ -165,7 +173,7 @@ def test_hello_is_answered(run):
 )
 def test_a_report_is_answered(run, report):
     async def body(shelf, link):
-        assert await link.report(report) == Verdict(STAMP, Ruling.LATE, "T12", "too late")
+        assert await link.report(report) == TOO_LATE
         assert shelf.seen == [("one", report)]
 
     run(body)
@@ -238,9 +246,10 @@ def test_a_blob_is_pushed(run, size):
     push = Push(STAMP, "ask-1", "upload", DIGEST)
 
     async def body(shelf, link):
-        await link.push(push, lambda offset: blocks_of(BODY[:size], offset))
+        verdict = await link.push(push, lambda offset: blocks_of(BODY[:size], offset), reported)
         assert bytes(shelf.stored) == BODY[:size]
-        assert shelf.seen == [("one", push)]
+        assert shelf.seen == [("one", push), ("one", REPORT)]
+        assert verdict == TOO_LATE
 
     run(body)
 
@@ -253,7 +262,7 @@ def test_a_push_goes_on_where_the_service_says(run):
             offsets.append(offset)
             return blocks_of(BODY, offset)
 
-        await link.push(Push(STAMP, "ask-1", "upload"), blocks)
+        await link.push(Push(STAMP, "ask-1", "upload"), blocks, reported)
         assert (bytes(shelf.stored), offsets) == (BODY, [1_234_567])
 
     run(body, Shelf(stored=bytearray(BODY[:1_234_567])))
@@ -266,7 +275,7 @@ def test_a_push_that_fails_at_its_source_ends_at_the_service(run):
 
     async def body(shelf, link):
         with pytest.raises(OSError, match="the disk is gone"):
-            await link.push(Push(STAMP, "ask-1", "upload"), blocks)
+            await link.push(Push(STAMP, "ask-1", "upload"), blocks, reported)
         await until(lambda: shelf.ended == ["push"])
 
     run(body)
@@ -288,10 +297,50 @@ def test_a_push_of_which_nothing_is_wanted_sends_nothing(run):
         yield
 
     async def body(shelf, link):
-        await link.push(Push(STAMP, "ask-1", "upload"), blocks)
+        await link.push(Push(STAMP, "ask-1", "upload"), blocks, reported)
         assert shelf.ended == ["push"]
 
     run(body, Full())
+
+
+def test_a_report_may_come_long_after_the_last_block(run):
+    async def body(shelf, link):
+        async def late():
+            await until(lambda: bytes(shelf.stored) == BODY)
+            return REPORT
+
+        push = Push(STAMP, "ask-1", "upload")
+        assert await link.push(push, lambda offset: blocks_of(BODY, offset), late) == TOO_LATE
+
+    run(body)
+
+
+def test_a_report_that_cannot_be_made_ends_the_push(run):
+    async def body(shelf, link):
+        async def broken():
+            raise OSError("the disk is gone")
+
+        with pytest.raises(OSError, match="the disk is gone"):
+            await link.push(
+                Push(STAMP, "ask-1", "upload"), lambda offset: blocks_of(BODY, offset), broken
+            )
+        assert not [each for _, each in shelf.seen if isinstance(each, Report)]
+
+    run(body)
+
+
+def test_a_push_whose_rest_is_not_wanted_is_reported_all_the_same(run):
+    class Enough(Shelf):
+        async def push_blocks(self, peer, push, offset, blocks):
+            await anext(blocks)
+
+    async def body(shelf, link):
+        push = Push(STAMP, "ask-1", "upload")
+        blocks = lambda offset: blocks_of(BODY, offset)  # noqa: E731
+        assert await link.push(push, blocks, reported) == TOO_LATE
+        assert shelf.seen[-1] == ("one", REPORT)
+
+    run(body, Enough())
 
 
 def test_an_empty_block_in_the_middle_does_not_end_a_push(run):
@@ -300,18 +349,26 @@ def test_an_empty_block_in_the_middle_does_not_end_a_push(run):
             for part in (b"", b"one", b"", memoryview(b"two"), b""):
                 yield part
 
-        await link.push(Push(STAMP, "ask-1", "upload"), blocks)
+        await link.push(Push(STAMP, "ask-1", "upload"), blocks, reported)
         assert bytes(shelf.stored) == b"onetwo"
 
     run(body)
+
+
+def one_byte(offset):
+    return blocks_of(b"x", offset)
 
 
 NONSENSE = {
     "digest": lambda link: anext(link.pull(Pull(STAMP, "../../etc/passwd"))),
     "negative": lambda link: anext(link.pull(Pull(STAMP, DIGEST, -1))),
     "large": lambda link: anext(link.pull(Pull(STAMP, DIGEST, 1 << 60))),
-    "push": lambda link: link.push(Push(STAMP, "a\nb", "upload"), lambda o: blocks_of(b"x", o)),
-    "upload": lambda link: link.push(Push(STAMP, "a", "../b"), lambda o: blocks_of(b"x", o)),
+    "push": lambda link: link.push(
+        Push(STAMP, "a\nb", "upload"), lambda o: blocks_of(b"x", o), reported
+    ),
+    "upload": lambda link: link.push(
+        Push(STAMP, "a", "../b"), lambda o: blocks_of(b"x", o), reported
+    ),
     "report": lambda link: link.report(Report(STAMP, "ask-1")),
 }
 
@@ -350,7 +407,7 @@ CALLS = {
     "next": lambda link: link.next(Next(STAMP, 1.0)),
     "pull": lambda link: anext(link.pull(Pull(STAMP, DIGEST))),
     "push": lambda link: link.push(
-        Push(STAMP, "ask-1", "upload"), lambda offset: blocks_of(BODY, offset)
+        Push(STAMP, "ask-1", "upload"), lambda offset: blocks_of(BODY, offset), reported
     ),
     "report": lambda link: link.report(Report(STAMP, "ask-1", DIGEST, 9)),
 }

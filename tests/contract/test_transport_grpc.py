@@ -36,6 +36,10 @@ DIGEST = "e" * 64
 MIB = 1 << 20
 
 
+async def never():
+    raise AssertionError("nothing is reported")
+
+
 class Service:
     """Endless blobs, polls that last as long as told."""
 
@@ -169,7 +173,7 @@ def test_a_push_ends_at_the_next_block(cert, change, code):
                 yield b"x" * MIB
 
         with pytest.raises(CertificateError, match=f"^{code} "):
-            await link.push(Push(STAMP, "ask", "upload"), blocks)
+            await link.push(Push(STAMP, "ask", "upload"), blocks, never)
         assert service.stored == MIB
         assert sent < 99
 
@@ -343,7 +347,7 @@ def test_a_transfer_cut_off_by_the_end_of_the_server_may_be_tried_again(cert, wa
 
     async def transfer(link, begun):
         if way == "push":
-            await link.push(Push(STAMP, "ask", "upload"), endless)
+            await link.push(Push(STAMP, "ask", "upload"), endless, never)
         async for _ in link.pull(Pull(STAMP, DIGEST)):
             begun.set()
 
@@ -399,6 +403,8 @@ def test_a_block_has_at_most_four_mebibytes(cert, size):
                 await call.read()
             assert caught.value.details() == "W12" and service.stored == 0
         else:
-            assert await call.read() is grpc.aio.EOF and service.stored == size
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.details() == "W13" and service.stored == size  # and no report
 
     run(body, cert)

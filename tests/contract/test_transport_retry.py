@@ -8,7 +8,7 @@ import pytest
 
 from openfed.errors import CertificateError, PolicyError, TransportError, WireError
 from openfed.transport.retry import Policy, retrying
-from openfed.wire.messages import Hello, Pull, Push, RunState, Stamp, Welcome
+from openfed.wire.messages import Hello, Pull, Push, Report, RunState, Stamp, Welcome
 
 STAMP = Stamp("fed", "run", "d" * 64, "op")
 BODY = b"0123456789"
@@ -40,10 +40,11 @@ class Flaky:
             yield BODY[begin : begin + 2]
         self._next(pull)
 
-    async def push(self, push, blocks):
+    async def push(self, push, blocks, report):
         offset = 3 * len(self.seen)
         found = b"".join([block async for block in blocks(offset)])
         self._next((push, offset, found))
+        return await report()
 
 
 @dataclass
@@ -150,6 +151,11 @@ def test_a_push_asks_for_its_offset_again():
 
     flaky = Flaky([LOST])
     push = Push(STAMP, "ask", "upload")
-    attempt(lambda link: link.push(push, blocks), flaky)
+
+    async def said():
+        return Report(STAMP, "ask")
+
+    found, _ = attempt(lambda link: link.push(push, blocks, said), flaky)
+    assert found == Report(STAMP, "ask")
     second = replace(push, stamp=replace(STAMP, attempt=2))
     assert flaky.seen == [(push, 0, BODY), (second, 3, BODY[3:])]

@@ -85,9 +85,10 @@ class Script:
         for block in self.spool.read(pull.digest, pull.offset, 7):
             yield block
 
-    async def push(self, push, blocks):
+    async def push(self, push, blocks, report):
         self.pushes.append(push)
         self.pushed.append(b"".join([bytes(block) async for block in blocks(0)]))
+        return await self.report(await report())
 
     async def report(self, report):
         self.reports.put_nowait(report)
@@ -233,7 +234,7 @@ def test_a_task_that_the_plan_does_not_have_is_not_run(play, task):
 
 def test_a_fault_of_the_link_during_work_ends_the_agent_at_once(play):
     async def body(script, start):
-        async def broken(push, blocks):
+        async def broken(push, blocks, report):
             raise TransportError("T04", "the aggregator is gone", permanent=True)
 
         script.push = broken
@@ -354,14 +355,15 @@ def test_an_agent_that_dies_while_it_uploads_goes_on_with_the_same_bytes(play, t
     async def body(script, start):
         pushes, got = [], bytearray()
 
-        async def broken(push, blocks):
+        async def broken(push, blocks, report):
             pushes.append(push)
             got.extend(b"".join([bytes(block) async for block in blocks(0)])[:cut])
             await asyncio.Event().wait()
 
-        async def resumed(push, blocks):
+        async def resumed(push, blocks, report):
             pushes.append(push)
             got.extend(b"".join([bytes(block) async for block in blocks(len(got))]))
+            return await script.report(await report())
 
         script.push = broken
         life = start()

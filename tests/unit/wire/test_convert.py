@@ -39,6 +39,7 @@ from openfed.wire.messages import (
     Stamp,
     Verdict,
     Welcome,
+    block_size,
 )
 
 DIGEST = "0123456789abcdef" * 4
@@ -337,3 +338,45 @@ def test_streams_are_closed_when_the_reader_stops():
         assert closed == [True]
 
     asyncio.run(run())
+
+
+class Watched(bytes):
+    """Bytes that say when they are freed."""
+
+    freed = 0
+
+    def __del__(self):
+        Watched.freed += 1
+
+
+@pytest.mark.parametrize("passing", [read_blocks, write_blocks])
+def test_a_block_that_was_used_is_gone_while_the_next_one_is_waited_for(passing):
+    """Many streams wait at once: what each holds is what the aggregator's memory grows by."""
+
+    async def main():
+        came = asyncio.Queue()
+
+        async def source():
+            while True:
+                yield await came.get()
+
+        stream = passing(source())
+        came.put_nowait(Watched(b"x" * 100))
+        before = Watched.freed
+        await anext(stream)
+        waiting = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        assert Watched.freed == before + 1
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await stream.aclose()
+
+    asyncio.run(main())
+
+
+def test_many_sites_have_smaller_blocks():
+    sizes = {sites: block_size(sites) for sites in (1, 2, 8, 9, 16, 32, 33, 10_000)}
+    mib = 1 << 20
+    assert sizes[1] == sizes[2] == sizes[8] == BLOCK == 2 * mib
+    assert sizes[9] == 16 * mib // 9 and sizes[16] == mib
+    assert sizes[32] == sizes[33] == sizes[10_000] == mib // 2
