@@ -186,10 +186,151 @@ CODES: dict[str, Explanation] = {
         "A model is written in the format of its suffix: .safetensors, .pt or .pth (torch), .npz.",
         "Give one of those suffixes, or --to with a suffix that does not say otherwise.",
     ),
+    "U30": Explanation(
+        "not an archive that openfed reads",
+        "The file is no zip archive, is cut off, or holds bytes that belong to none of its files. "
+        "Only the plain form that fx writes is read, so that every program sees the same in it.",
+        "Ask its sender for the file as fx wrote it, and compare its SHA-256 with theirs.",
+    ),
+    "U31": Explanation(
+        "a name that is refused",
+        "A name in the archive leads out of its folder, is not valid on every system, or is there "
+        "twice as some systems see it (upper and lower case, spellings of one letter).",
+        "Nothing was written. At the sender: rename the file, initialize the plan, export again.",
+    ),
+    "U32": Explanation(
+        "not a plain file",
+        "The archive holds a link, a folder, a device, something encrypted, or an entry with "
+        "additions that fx never writes.",
+        "Nothing was written. Ask its sender for the file as fx wrote it.",
+    ),
+    "U33": Explanation(
+        "the archive is too large",
+        "It has too many files, or they would become too large, or one of them grows so much that "
+        "it is made to fill a disk.",
+        "Nothing was written. Data do not belong into a workspace's src/: each site has its own.",
+    ),
+    "U34": Explanation(
+        "the archive is damaged",
+        "A file in it has another size or checksum than the archive says.",
+        "Nothing was written. Transfer it again, and compare its SHA-256 with the sender's.",
+    ),
+    "U35": Explanation(
+        "other files than expected",
+        "The archive lacks a file, or holds one that fx would not have put in.",
+        "Nothing was written. Ask its sender for the file as fx wrote it.",
+    ),
+    "U36": Explanation(
+        "the archive holds no sound workspace",
+        "Its plan, its plan.lock and its code do not belong together.",
+        "Nothing was written. Ask its sender to run fx plan initialize and fx workspace export.",
+    ),
+    "U37": Explanation(
+        "the workspace cannot be exported",
+        "Every site must get exactly the plan and the code that were frozen, and nothing else.",
+        "Do what the message says, then fx plan initialize, then export again.",
+    ),
     "U40": Explanation(
         "nothing to resume",
         "`--resume` was given, and the latest run has ended, or belongs to another plan or code.",
         "Leave the flag out: a new run begins.",
+    ),
+    "U50": Explanation(
+        "not an OpenFL workspace",
+        "The folder has no plan/plan.yaml, or one without the sections of OpenFL's plans.",
+        "Give the folder that `fx workspace create` of OpenFL made: it holds plan/ and src/.",
+    ),
+    "U51": Explanation(
+        "OpenFL's plan cannot be read",
+        "A section, a setting or a line of plan/ is not what OpenFL 1.5 to 1.9 write there, or "
+        "names a file of defaults that is not at hand.",
+        "Correct the line that is named; write defaults that are missing into plan.yaml.",
+    ),
+    "U52": Explanation(
+        "no PyTorch task runner",
+        "Workspaces of OpenFL's task-runner API with PyTorch can be imported: not those of its "
+        "workflow or interactive API, nor those for Keras, TensorFlow or XGBoost.",
+        "Start from `fx workspace create`, and bring your model and data: docs/migration.md.",
+    ),
+    "U53": Explanation(
+        "collaborators cannot be taken over",
+        "plan/cols.yaml and plan/data.yaml name no collaborator, or one by a name that can be no "
+        "file name and no part of a certificate.",
+        "Name the collaborators in those files, with letters, digits, - and _.",
+    ),
+    "U54": Explanation(
+        "openfed does not have this",
+        "The plan asks for something that has no counterpart here: an aggregation function, tasks "
+        "that differ between sites, secure aggregation. Left out, it would be another experiment.",
+        "Change it in OpenFL's plan to something that is there, and import again.",
+    ),
+    "U55": Explanation(
+        "code cannot be taken over",
+        "A class that the plan names is not there, a file is not Python, or it imports a part of "
+        "OpenFL that the adapter does not stand in for.",
+        "Correct the line that is named, or write that part without OpenFL.",
+    ),
+    "U56": Explanation(
+        "a file cannot be taken over",
+        "A file in src is a link, or has the name of one that openfed writes.",
+        "Put the file itself there, or rename it.",
+    ),
+    "U57": Explanation(
+        "not a plan of openfed's",
+        "Every key was translated, and the plan that they make does not pass `fx plan check`.",
+        "The problems that follow say what is wrong; change it in OpenFL's plan.",
+    ),
+    "U60": Explanation(
+        "whose workspace is this",
+        "`fx doctor` looks at one side: the aggregator's, where cert/aggregator is, or a site's, "
+        "where site.yaml or cert/NAME is. There is neither.",
+        "Say it with -n NAME (or -n aggregator); or certify the node first.",
+    ),
+    "U61": Explanation(
+        "a version that nobody has tried",
+        "Python, or a package that openfed uses, is older or newer than those it is tested with.",
+        "Install openfed into a fresh environment: pip install openfed-fx.",
+    ),
+    "U62": Explanation(
+        "no data there",
+        "What site.yaml or local.yaml says of the site's data looks like a path, and there is "
+        "nothing, or nothing that may be read. Paths are relative to the workspace.",
+        "Correct the path, or the permissions of the user who starts the node.",
+    ),
+    "U63": Explanation(
+        "the certificate ends soon",
+        "Less than a third of its life is left, and it has not been renewed.",
+        "`fx run` renews it for a trial; elsewhere nodes do while they run and `fx pki serve` is "
+        "up at the authority, or its operator certifies the request again.",
+    ),
+    "U64": Explanation(
+        "proxies of the environment are not used",
+        "Variables such as https_proxy say that programs are to reach the network by a proxy. "
+        "openfed dials the aggregator itself.",
+        "Nothing, if the aggregator can be reached directly: the line on the network says so.",
+    ),
+    "U65": Explanation(
+        "clocks disagree",
+        "This machine's clock and the times of files differ by more than half a minute. "
+        "Certificates are valid by the clock.",
+        "Set the clock (NTP), here or on the machine that serves the files.",
+    ),
+    "U66": Explanation(
+        "not a local disk",
+        "runs/ holds the journal and the updates of a run. In memory they end with the machine; on "
+        "a file server SQLite is slow, and locks may not hold.",
+        "Put the workspace on a local disk.",
+    ),
+    "U67": Explanation(
+        "locks do not hold",
+        "This file system lets two processes lock the same file, so that two aggregators could "
+        "write one journal.",
+        "Put the workspace on a local disk.",
+    ),
+    "U68": Explanation(
+        "not enough space",
+        "The disk must hold the model in use, the next one, and what sites send.",
+        "Free space, or put the workspace on a larger disk.",
     ),
     # -- P: the plan ---------------------------------------------------------------------------
     "P01": Explanation(
@@ -321,6 +462,46 @@ CODES: dict[str, Explanation] = {
         "what another has done, has nothing to work on, or costs as much as it saves.",
         "Remove it, or change what the message names.",
     ),
+    "P30": Explanation(
+        "plan.lock is outdated",
+        "plan.yaml says something else than what plan.lock was frozen from; an outdated lock is "
+        "never signed.",
+        "Freeze it again with fx plan freeze, then sign it. What was given with -s belongs in "
+        "plan.yaml.",
+    ),
+    "P31": Explanation(
+        "nothing to compare",
+        "`fx plan diff` compares frozen plans: workspaces, plan.lock files, or digests of plans "
+        "that a site here has approved.",
+        "Say which two, as in fx plan diff OLD NEW; without NEW it is this workspace.",
+    ),
+    "P32": Explanation(
+        "which site",
+        "This workspace does not say which site it belongs to: site.yaml has no name, and cert/ "
+        "has the keys of no site or of several.",
+        "Say it with -n NAME.",
+    ),
+    "P40": Explanation(
+        "not one filter",
+        "Each item of `filters` in site.yaml is one filter: clip_norm, noise or drop.",
+        "Write a list with one of them in each item: their order counts.",
+    ),
+    "P41": Explanation(
+        "filters in an order that defeats one",
+        "`clip_norm` after `noise` in site.yaml would cut the noise along with the update.",
+        "Put clip_norm first.",
+    ),
+    "P44": Explanation(
+        "a proxy",
+        "site.yaml names a proxy, and this release cannot connect through one.",
+        "Write `proxy: none`, and have a way to the aggregator's one TCP port opened.",
+    ),
+    "P42": Explanation(
+        "there is another site.yaml",
+        "`fx collaborator create` found a site.yaml with another name or other data, and never "
+        "overwrites what a person may have written.",
+        "Edit the file, or remove it and run the command again.",
+    ),
     # -- C: certificates -----------------------------------------------------------------------
     "C01": Explanation(
         "not a certificate, key or request",
@@ -384,8 +565,9 @@ CODES: dict[str, Explanation] = {
     "C12": Explanation(
         "file missing",
         "A key or certificate is not where it belongs, or cannot be read.",
-        "`fx run` creates what is missing. If authority.key was taken away on purpose, bring it"
-        " back to issue certificates.",
+        "For a trial on one machine `fx run` creates what is missing. Else: `fx workspace certify` "
+        "makes the authority, `fx aggregator certify` and `fx collaborator generate-cert-request` "
+        "a node's keys. If authority.key was taken away on purpose, bring it back to issue.",
     ),
     "C13": Explanation(
         "key already there",
@@ -400,7 +582,8 @@ CODES: dict[str, Explanation] = {
     "C15": Explanation(
         "passphrase missing or wrong",
         "The authority's key is encrypted and the passphrase given does not open it.",
-        "Give the passphrase that was chosen when the authority was created.",
+        "Give the passphrase that was chosen when the authority was created: with "
+        "--passphrase-file FILE, or at the question that a terminal shows.",
     ),
     "C16": Explanation(
         "another federation",
@@ -451,6 +634,181 @@ CODES: dict[str, Explanation] = {
         "the aggregator refuses this certificate",
         "The server ended the TLS handshake because of the certificate that this node shows.",
         "Check that the aggregator is of the same federation, and its clock.",
+    ),
+    "C30": Explanation(
+        "the name is another's",
+        "A certificate is asked for a name that is enrolled with another identity key, under "
+        "another role, or on another machine.",
+        "If it is really the same node with new keys, revoke the name first (`fx pki revoke -n "
+        "NAME`), then certify the new request. If not, choose another name.",
+    ),
+    "C31": Explanation(
+        "revoked",
+        "The identity key of the request, or the certificate that was shown, has been revoked.",
+        "A revoked name comes back with new keys only: on the node move cert/NAME away, make a "
+        "new request, and have it certified.",
+    ),
+    "C32": Explanation(
+        "not on the authority's record",
+        "The authority has enrolled nobody under this name and role, or did not issue this "
+        "certificate to it.",
+        "`fx pki list` shows who is enrolled.",
+    ),
+    "C33": Explanation(
+        "enrolment ended",
+        "The enrolment has an end, and it is past.",
+        "The operator certifies the node's request again, with a later --until.",
+    ),
+    "C34": Explanation(
+        "the authority is elsewhere",
+        "This folder is a node's: it was made from a workspace archive, or trusts an authority "
+        "whose key is not here. It never makes an authority of its own.",
+        "Issue certificates where the authority is; for a trial use a workspace of its own "
+        "(`fx workspace create`).",
+    ),
+    "C35": Explanation(
+        "the authority has no passphrase",
+        "A passphrase was given for an authority that is here already, with a key that is not "
+        "encrypted (a trial's, perhaps).",
+        "Go on without a passphrase, or move cert/ away and begin anew with one.",
+    ),
+    "C36": Explanation(
+        "the authority's record is damaged",
+        "A line of cert/authority/record.jsonl is not one that fx wrote. Nothing is issued, or "
+        "someone who was revoked could come back.",
+        "Restore the file from a backup.",
+    ),
+    "C37": Explanation(
+        "roster refused",
+        "cert/roster.json is damaged, of another federation, or not signed by the authority that "
+        "is trusted here.",
+        "Get it again from the authority: it is in the package of every certificate.",
+    ),
+    "C38": Explanation(
+        "an authority that nobody vouches for",
+        "A certificate came with an authority to trust that is not the one trusted so far, and "
+        "that this one has not certified.",
+        "Ask the operator for the fingerprint. If the federation was really begun anew, move "
+        "cert/ away and enrol again; else somebody is trying to get in between.",
+    ),
+    "C39": Explanation(
+        "roll-over not possible now",
+        "A roll-over of the authority is begun, or is not, or nodes still hold certificates of "
+        "the old root.",
+        "`fx pki list` shows who must be renewed; --finish --force leaves them out.",
+    ),
+    "C40": Explanation(
+        "not a request for this authority",
+        "A request package is damaged, of another federation, or of another role than a "
+        "collaborator's.",
+        "Make it again on the node: `fx collaborator generate-cert-request -n NAME`.",
+    ),
+    "C41": Explanation(
+        "not confirmed",
+        "A person must compare the fingerprints before this is done, and either nobody is at a "
+        "terminal to be asked, or the answer was no.",
+        "Compare them and answer yes, or give --silent.",
+    ),
+    "C42": Explanation(
+        "no passphrase in the file",
+        "The file given as --passphrase-file is empty, or its first line is.",
+        "Write the passphrase into its first line; keep the file readable by you alone.",
+    ),
+    "C50": Explanation(
+        "not a whole token",
+        "The text is no token of openfed, or lost or changed a character on its way.",
+        "Copy the token again, from openfed1. to its end. Line breaks in it do no harm.",
+    ),
+    "C51": Explanation(
+        "the token was used",
+        "A token enrols one node once. It was used with other keys than those of this node.",
+        "If you did not enrol with it yourself, tell the operator at once: someone else has. "
+        "Otherwise ask for a new token (`fx pki token`).",
+    ),
+    "C52": Explanation(
+        "the token has expired",
+        "Tokens are good for a day, or for as long as the operator said.",
+        "Ask the operator for a new one (`fx pki token`).",
+    ),
+    "C53": Explanation(
+        "the token is for somebody else",
+        "A token is bound to one federation, role and name, and was used for another.",
+        "Use the token that was made for this node, in the workspace of its federation.",
+    ),
+    "C54": Explanation(
+        "the token does not prove the request",
+        "The token's content, or the request, was changed after it was made.",
+        "Copy the token again as it was printed; if that does not help ask for a new one.",
+    ),
+    "C55": Explanation(
+        "the token was withdrawn",
+        "The operator withdrew the token, or made a newer one for the same name.",
+        "Use the newest token, or ask the operator for one.",
+    ),
+    "C56": Explanation(
+        "unknown token",
+        "This authority has no record of such a token: it was made by another one, or its record "
+        "was removed.",
+        "Ask the operator for a new token (`fx pki token`).",
+    ),
+    "C57": Explanation(
+        "the authority is offline",
+        "Nobody answers at the authority's desk, so nothing can be renewed now.",
+        "Start it on the authority's machine: `fx pki serve`. Nodes try again by themselves.",
+    ),
+    "C58": Explanation(
+        "the authority is not the pinned one",
+        "The server shows other roots than the one whose fingerprint was given with --ca.",
+        "Compare the fingerprint with what `fx pki fingerprint` prints at the authority. If it is "
+        "right, somebody else answers at this address: nothing was sent to it.",
+    ),
+    "C59": Explanation(
+        "the server is not the authority",
+        "What answers at the token's address is not the authority's listener: its certificate is "
+        "of another authority, or of another node of the federation.",
+        "Check the address that the token was made with. Nothing was sent.",
+    ),
+    "C60": Explanation(
+        "the authority does not answer",
+        "Enrolment is open only while `fx pki serve` runs at the authority and a token is "
+        "outstanding. Proxies of the environment are not used.",
+        "Ask the operator whether it runs, and check that the token's address can be reached.",
+    ),
+    "C61": Explanation(
+        "a request that no node sends",
+        "What came to the authority is not of the form that openfed's nodes use.",
+        "Use the same release of openfed at both ends.",
+    ),
+    "C62": Explanation(
+        "the record of tokens is damaged",
+        "cert/authority/tokens.jsonl holds a line that fx did not write.",
+        "Restore it, or move it away: every token that was not used is then worthless.",
+    ),
+    "C63": Explanation(
+        "no such token",
+        "There is no unused token for this name that could be withdrawn.",
+        "Check the name. A node that has enrolled is shut out with `fx pki revoke`.",
+    ),
+    "C64": Explanation(
+        "an answer that no authority gives",
+        "The authority's answer cannot be read, or is too long, or it could not do its work.",
+        "Look at what `fx pki serve` says at the authority; then do the same again.",
+    ),
+    "C65": Explanation(
+        "not a user of the desk",
+        "The authority's desk serves processes of its own user, of root, and of the user that it "
+        "was started for.",
+        "Run the aggregator as that user, or start `fx pki serve` as the aggregator's.",
+    ),
+    "C66": Explanation(
+        "the authority is served already",
+        "Another `fx pki serve` answers for this authority, or at the same socket.",
+        "Stop it first.",
+    ),
+    "C67": Explanation(
+        "not a fingerprint",
+        "An authority's fingerprint is sha256: and 64 hexadecimal digits.",
+        "Copy it whole, as `fx pki token` or `fx pki fingerprint` printed it.",
     ),
     # -- T: transport --------------------------------------------------------------------------
     "T01": Explanation(
@@ -722,6 +1080,23 @@ CODES: dict[str, Explanation] = {
         "What the task process wrote is not what it should have written.",
         "Update openfed at the site; check that nothing else writes in the exchange folder.",
     ),
+    "K30": Explanation(
+        "longer than the site allows",
+        "A task took longer than `limits.seconds` in the site's site.yaml, and was stopped.",
+        "The site raises its limit, or the plan asks for less work in a task.",
+    ),
+    "K31": Explanation(
+        "fewer samples than the site allows",
+        "A training used fewer samples than `limits.samples` in the site's site.yaml: its update "
+        "would say too much about each of them, so nothing was sent.",
+        "The site provides more data, lowers its limit, or is left out of the plan.",
+    ),
+    "K32": Explanation(
+        "a reply that is not made twice",
+        "The site adds noise to its updates or counts the bytes that leave it, and its reply to "
+        "this ask has been judged before. Made again, it would tell more than the site allows.",
+        "Nothing is to be done for this ask; the site takes part in the next one.",
+    ),
     # -- R: refused by policy ------------------------------------------------------------------
     "R01": Explanation(
         "another plan",
@@ -785,6 +1160,81 @@ CODES: dict[str, Explanation] = {
         "not the plan's initial model",
         "The file of the initial model has another digest than the plan was frozen with.",
         "Run `fx plan initialize` again: every site then approves the new plan.",
+    ),
+    "R20": Explanation(
+        "the plan's signature does not verify",
+        "plan/plan.sig is damaged, or was changed after the author signed the plan.",
+        "Get the workspace from its author again; the author signs it with fx plan sign.",
+    ),
+    "R21": Explanation(
+        "the signature of another plan",
+        "plan/plan.sig is the author's signature of another plan than the one in plan.lock.",
+        "The author signs this plan with fx plan sign and hands the workspace out again.",
+    ),
+    "R22": Explanation(
+        "an approval that does not count",
+        "A site's approval is damaged, of another plan or site, or not signed with that site's "
+        "identity key.",
+        "Approve the plan again at the site: fx collaborator approve.",
+    ),
+    "R23": Explanation(
+        "the plan is not approved",
+        "The site has not approved this plan: nothing of it runs there before it has.",
+        "Read what changed, and approve it: fx collaborator approve.",
+    ),
+    "R24": Explanation(
+        "another plan than the one consented to",
+        "The digest that was given is not that of the plan in this workspace.",
+        "Compare it with the one that the author sent you; get the workspace of that plan.",
+    ),
+    "R25": Explanation(
+        "nobody to ask",
+        "Approving asks a person, and there is no terminal to ask at.",
+        "Give the digest of the plan that you have reviewed, or --silent on a machine of your own.",
+    ),
+    "R27": Explanation(
+        "a site that is on no roster here",
+        "The aggregator checks each approval with the identity key in cert/roster.json.",
+        "Bring cert/roster.json from the authority; it writes one with each certificate.",
+    ),
+    "R26": Explanation(
+        "not approved",
+        "The person who was asked did not approve the plan. Nothing was written.",
+        "Ask the author of the plan for the change that you want.",
+    ),
+    "R30": Explanation(
+        "more rounds than the site allows",
+        "The plan, or the aggregator, asks for more rounds than `limits.rounds` in site.yaml.",
+        "Ask the plan's author for fewer rounds, or raise the limit in site.yaml.",
+    ),
+    "R31": Explanation(
+        "a metric that may not leave the site",
+        "The plan asks for a metric that `limits.metrics` in site.yaml does not list.",
+        "Add it to the list, or ask the plan's author to do without it.",
+    ),
+    "R32": Explanation(
+        "more bytes than the site allows",
+        "The updates of the plan's rounds are larger than `limits.bytes_out` in site.yaml.",
+        "Raise the limit, or ask the plan's author for fewer rounds or for codecs in "
+        "compression_pipeline.",
+    ),
+    "R33": Explanation(
+        "noise together with error feedback",
+        "The plan's uplink keeps what its codecs lose and sends it later, noise included: the "
+        "site's noise would be undone.",
+        "Ask the plan's author for feedback: false, or remove the noise from site.yaml.",
+    ),
+    "R34": Explanation(
+        "the site has sent all that it may",
+        "With the next reply, more bytes than `limits.bytes_out` in site.yaml would have left in "
+        "this run. The reply was not sent, and the site left the run.",
+        "Raise the limit in site.yaml and start the collaborator again.",
+    ),
+    "R35": Explanation(
+        "a filter that matches nothing",
+        "A pattern of a `drop` in site.yaml matches no entry of the plan's model: what it was to "
+        "keep at the site would leave it.",
+        "Correct the pattern; the message lists entries of the model.",
     ),
     # -- S: state: journal, spool, runs --------------------------------------------------------
     "S10": Explanation(

@@ -18,8 +18,9 @@ def words(text: str) -> tuple[str, ...]:
 
 
 ORDER = words(
-    """errors typing parse files tensors pki plan codec strategy privacy tasks ask wire store
-    transport flow node registry assemble workspace observe simulate launch cli __main__"""
+    """errors typing parse files archive tensors pki plan codec strategy privacy tasks ask wire
+    store transport flow node registry assemble workspace migrate travel observe
+    simulate launch cli __main__"""
 )
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
 
@@ -29,7 +30,7 @@ ONLY_IN = {
     "grpc": ("transport/",),
     "pydantic": ("plan/",),
     "cryptography": ("pki/", "transport/probe.py"),
-    "yaml": ("plan/", "pki/files.py"),
+    "yaml": ("plan/", "pki/disk.py"),
     "sqlite3": ("store/",),
     "safetensors": ("tensors/model_file.py",),
     "rich": ("observe/",),
