@@ -1,33 +1,56 @@
-"""Certificates and keys on disk: the only module of pki that touches it.
+"""A node's keys and certificates on disk, and those of a trial, where everybody is on one machine.
 
-    cert/authority.pem                 public copy, for everyone
-    cert/authority/                    0700: authority.key 0600, authority.pem, issued.jsonl
+    cert/authority.pem                 what is trusted, public
+    cert/roster.json                   who takes part, signed by the authority, public
+    cert/authority/                    the authority, where it is: see office.py
     cert/<name>/                       0700: node.key 0600, identity.key 0600, node.pem, chain.pem
 
-A key is written once, whole or not at all, and never overwritten. `issued.jsonl` is append-only:
-one line per certificate, what renewal and revocation will read.
+A key is written once, whole or not at all, and never overwritten.
 """
 
-import json
 import os
-import secrets
-import stat
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from openfed.errors import CertificateError
-from openfed.files import lock_file, shipped, sync_folder, write_beside, write_whole
-from openfed.pki.authority import Authority, Enrolment, create_authority, issue
-from openfed.pki.keys import create_identity_key, create_key, identity_public
-from openfed.pki.leaf import Identity, check_leaf, inspect, leaf_hosts, read_certificate
+from openfed.files import lock_file, write_whole
+from openfed.pki.authority import Enrolment
+from openfed.pki.disk import (
+    create_secret,
+    load_authority,
+    load_profiles,
+    make_folder,
+    read,
+    read_secret,
+)
+from openfed.pki.keys import create_identity_key, create_key
+from openfed.pki.leaf import (
+    Identity,
+    check_leaf,
+    half_life,
+    leaf_hosts,
+    unknown_roots,
+)
+from openfed.pki.office import ROSTER, Office, check_own, create_office, open_office
 from openfed.pki.peer import AGGREGATOR, AUTHORITY, COLLABORATOR, host_name, node_name
-from openfed.pki.profile import Profile, parse_profiles
-from openfed.pki.request import create_request
+from openfed.pki.record import TRIAL
+from openfed.pki.request import Request, create_request
+from openfed.pki.roster import MOST_BYTES, Roster, read_roster
 
-_MOST_BYTES = 1 << 20
+__all__ = [
+    "create_keys",
+    "ensure_federation",
+    "install",
+    "install_roster",
+    "load_authority",
+    "load_identity",
+    "load_identity_key",
+    "load_profiles",
+    "load_roster",
+    "make_request",
+    "may_issue",
+]
+
 _REISSUED = {"C05", "C06", "C07", "C08", "C09", "C10", "C12", "C16", "C17"}
 """What a new leaf heals. Loose modes and unreadable keys are for a person to look at."""
 
@@ -43,25 +66,33 @@ def ensure_federation(
 
     Creates what is missing and keeps what is valid. A leaf is issued anew, for the same key, when
     more than half its life is over, when the aggregator's hosts changed, or when it does not belong
-    to this authority. Raises C04, C11, C13-C16.
+    to this authority. Raises C04, C11, C13-C16, C30 (enrolled elsewhere), C31, C34.
     """
-    profiles, written = load_profiles(), list[Path]()
     nodes = [Enrolment(federation, AGGREGATOR, AGGREGATOR, aggregator_names)]
     nodes += [Enrolment(federation, COLLABORATOR, name) for name in collaborators]
-    _make_folder(cert_dir, 0o755)
-    held = lock_file(cert_dir, wait=True)  # other commands may write certificates there
-    try:
-        authority = _ensure_authority(cert_dir, federation, now, written)
+    written = create_office(cert_dir, federation, now, how=TRIAL)
+    office = open_office(cert_dir)
+    with office.locked():  # other commands may write certificates there
         for node in nodes:
-            _ensure_node(cert_dir, authority, node, profiles[node.role], now, written)
-    finally:
-        os.close(held)
-    return written
+            written += _ensure_node(office, node, now)
+    return list(dict.fromkeys(written))  # the roster changes with every node
 
 
 def may_issue(cert_dir: Path) -> bool:
-    """Whether the authority is here, or there is none yet."""
-    return (cert_dir / AUTHORITY).exists() or not (cert_dir / "authority.pem").exists()
+    """Whether starting a node may make what it lacks: the authority here is a trial's, or none is.
+
+    Not where an operator made it (`fx workspace certify`), nor where it lies elsewhere.
+    """
+    try:
+        if not (cert_dir / AUTHORITY).exists():
+            check_own(cert_dir, TRIAL)
+            return True
+        office = open_office(cert_dir)
+        return office.record().trial and not office.encrypted
+    except CertificateError as error:
+        if error.code in ("C12", "C34"):
+            return False
+        raise
 
 
 def load_identity(
@@ -74,8 +105,8 @@ def load_identity(
 ) -> Identity:
     """What node `name` shows and trusts, after every check that needs no network."""
     folder = cert_dir / node_name(name)
-    key, chain = _read_secret(folder / "node.key"), _read(folder / "chain.pem")
-    authority = _read(cert_dir / "authority.pem")
+    key, chain = read_secret(folder / "node.key"), read(folder / "chain.pem")
+    authority = read(cert_dir / "authority.pem")
     peer = check_leaf(
         chain,
         key,
@@ -90,75 +121,122 @@ def load_identity(
 
 def load_identity_key(cert_dir: Path, name: str) -> bytes:
     """The node's Ed25519 key (PEM), for `keys.sign`."""
-    return _read_secret(cert_dir / node_name(name) / "identity.key")
+    return read_secret(cert_dir / node_name(name) / "identity.key")
 
 
-def load_profiles() -> Mapping[str, Profile]:
-    """The issuance profiles that ship: role -> profile."""
-    path = shipped("certs") / "standard.yaml"
-    return parse_profiles(yaml.safe_load(_read(path)), path.name)
+def load_roster(cert_dir: Path) -> Roster:
+    """The roster that lies here, by the authority that is trusted here. Raises C12, C37."""
+    return read_roster(read(cert_dir / ROSTER, MOST_BYTES + 1), read(cert_dir / "authority.pem"))
 
 
-def load_authority(cert_dir: Path, passphrase: bytes | None = None) -> Authority:
-    folder = cert_dir / AUTHORITY
-    certificate = _read(folder / "authority.pem")
-    return Authority(certificate, _read_secret(folder / "authority.key"), passphrase)
-
-
-def _ensure_authority(
-    cert_dir: Path, federation: str, now: float, written: list[Path]
-) -> Authority:
-    folder = cert_dir / AUTHORITY
-    if not folder.exists():
-        written += _create_authority_folder(folder, create_authority(federation, now))
-    authority = load_authority(cert_dir)
-    found = inspect(authority.certificate)
-    if found.federation != federation:
-        raise CertificateError(
-            "C16",
-            f"{folder}: expected the authority of federation {federation!r}, found that of "
-            f"{found.federation!r}",
-        )
-    if now >= found.not_after:
-        raise CertificateError("C14", f"{folder}: the authority has expired")
-    public = cert_dir / "authority.pem"
-    if not public.exists() or _read(public) != authority.certificate:
-        written.append(write_whole(public, authority.certificate))
-    return authority
-
-
-def _create_authority_folder(folder: Path, authority: Authority) -> list[Path]:
-    """Appears whole: a folder that lacks its key was emptied by someone, and is not refilled."""
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
-    _make_folder(beside, 0o700)
-    write_whole(beside / "authority.pem", authority.certificate)
-    _create(beside / "authority.key", authority.key)
-    os.rename(beside, folder)
-    sync_folder(folder.parent)
-    return [folder / "authority.pem", folder / "authority.key"]
-
-
-def _ensure_node(
-    cert_dir: Path,
-    authority: Authority,
-    node: Enrolment,
-    profile: Profile,
-    now: float,
-    written: list[Path],
-) -> None:
-    folder = cert_dir / node_name(node.name)
-    _make_folder(folder, 0o700)
+def create_keys(cert_dir: Path, name: str) -> list[Path]:
+    """The node's two keys, where they are missing; the files written. Raises C04, C11, C13."""
+    folder, written = cert_dir / node_name(name), list[Path]()
+    make_folder(cert_dir, 0o755)
+    make_folder(folder, 0o700)
     for key, create in (("node.key", create_key), ("identity.key", create_identity_key)):
         if not (folder / key).exists():
-            written.append(_create(folder / key, create()))
-    if (folder / "node.pem").exists() and not _needs_leaf(cert_dir, node, now):
-        return
-    identity = load_identity_key(cert_dir, node.name)
-    request = create_request(node.name, _read_secret(folder / "node.key"), identity)
-    leaf = issue(authority, request, node, profile, now)
-    _record(cert_dir / AUTHORITY / "issued.jsonl", node, leaf, identity_public(identity), now)
-    written.append(write_whole(folder / "node.pem", leaf))
-    written.append(write_whole(folder / "chain.pem", leaf))
+            written.append(create_secret(folder / key, create()))
+    return written
+
+
+def make_request(cert_dir: Path, name: str) -> Request:
+    """What node `name` asks of the authority, with the keys that are here. Raises C11, C12."""
+    key = read_secret(cert_dir / node_name(name) / "node.key")
+    return create_request(name, key, load_identity_key(cert_dir, name))
+
+
+def install(
+    cert_dir: Path,
+    name: str,
+    chain: bytes,
+    anchors: bytes,
+    *,
+    federation: str | None = None,
+    role: str | None = None,
+    now: float | None = None,
+) -> list[Path]:
+    """Put a chain that was issued to node `name`, and what it is to trust (PEM), in their places.
+
+    Where an authority is trusted already, each new root must be certified by it, in `chain`.
+    Raises what `check_leaf` does, C11, C12 (no key here) and C38; then nothing was written.
+    """
+    folder = cert_dir / node_name(name)
+    key, public = read_secret(folder / "node.key"), cert_dir / "authority.pem"
+    held = lock_file(cert_dir, wait=True)
+    try:
+        check_leaf(
+            chain,
+            key,
+            anchors,
+            federation=federation,
+            role=role,
+            name=name,
+            now=time.time() if now is None else now,
+        )
+        if public.exists():
+            _check_succession(read(public), anchors, chain)
+        return _install(folder, chain, public, anchors)
+    finally:
+        os.close(held)
+
+
+def install_roster(cert_dir: Path, roster: bytes) -> list[Path]:
+    """Keep a roster, unless it is older than the one here. Raises C12, C37."""
+    offered = read_roster(roster, read(cert_dir / "authority.pem"))
+    held = lock_file(cert_dir, wait=True)
+    try:
+        if (cert_dir / ROSTER).exists() and load_roster(cert_dir).number > offered.number:
+            return []
+        return [write_whole(cert_dir / ROSTER, roster)]
+    finally:
+        os.close(held)
+
+
+def _check_succession(trusted: bytes, anchors: bytes, chain: bytes) -> None:
+    if strangers := unknown_roots(trusted, anchors, chain):
+        raise CertificateError(
+            "C38",
+            f"an authority is offered that the one in cert/authority.pem does not vouch for: "
+            f"{', '.join(strangers)}",
+        )
+
+
+def _install(folder: Path, chain: bytes, public: Path, anchors: bytes) -> list[Path]:
+    """The chain first: it is good under the anchors before and under those after."""
+    written = _write_chain(folder, chain)
+    if not public.exists() or read(public) != anchors:
+        written.append(write_whole(public, anchors))
+    return written
+
+
+def _write_chain(folder: Path, chain: bytes) -> list[Path]:
+    leaf = chain[: chain.index(_END) + len(_END)] + b"\n"
+    return [write_whole(folder / "node.pem", leaf), write_whole(folder / "chain.pem", chain)]
+
+
+_END = b"-----END CERTIFICATE-----"
+
+
+def _ensure_node(office: Office, node: Enrolment, now: float) -> list[Path]:
+    _check_here(office, node)
+    written = create_keys(office.cert_dir, node.name)
+    folder = office.cert_dir / node.name
+    if (folder / "node.pem").exists() and not _needs_leaf(office.cert_dir, node, now):
+        return written
+    request = make_request(office.cert_dir, node.name)
+    chain = office.certify(request, node, now, TRIAL)
+    return [*written, *_write_chain(folder, chain), office.cert_dir / ROSTER]
+
+
+def _check_here(office: Office, node: Enrolment) -> None:
+    """Before keys are made: raises C30, the name belongs to a node on another machine."""
+    known = office.record().nodes.get(node.name)
+    here = (office.cert_dir / node_name(node.name) / "identity.key").exists()
+    if known and known.revoked_at is None and not known.of_trial and not here:
+        raise CertificateError(
+            "C30", f"{node.name!r} is enrolled, and its keys are not on this machine"
+        )
 
 
 def _needs_leaf(cert_dir: Path, node: Enrolment, now: float) -> bool:
@@ -170,87 +248,5 @@ def _needs_leaf(cert_dir: Path, node: Enrolment, now: float) -> bool:
         if error.code in _REISSUED:
             return True
         raise
-    leaf = read_certificate(identity.chain_pem)
-    begins, ends = leaf.not_valid_before_utc.timestamp(), identity.peer.not_after
     hosts = frozenset(str(host_name(host)) for host in node.hosts)
-    return now > (begins + ends) / 2 or leaf_hosts(identity.chain_pem) != hosts
-
-
-def _record(path: Path, node: Enrolment, leaf: bytes, identity: bytes, now: float) -> None:
-    peer = inspect(leaf)
-    line = {
-        "at": now,
-        "federation": node.federation,
-        "role": node.role,
-        "name": node.name,
-        "hosts": list(node.hosts),
-        "serial": f"{peer.serial:032x}",
-        "not_after": peer.not_after,
-        "identity": identity.hex(),
-    }
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    with open(os.open(path, flags, 0o600), "ab") as file:
-        file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _make_folder(path: Path, mode: int) -> None:
-    """Creates the folder if it is missing; refuses (C11) a private one that others can enter."""
-    if not path.exists() and not path.is_symlink():
-        path.mkdir(mode=mode, parents=True)
-    if mode == 0o700:
-        _check_folder(path)
-
-
-def _check_folder(path: Path) -> None:
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode):
-        raise CertificateError("C11", f"{path}: expected a folder, found a link or a file")
-    _check_mode(path, found, 0o700)
-
-
-def _check_mode(path: Path, found: os.stat_result, mode: int) -> None:
-    if stat.S_IMODE(found.st_mode) & ~mode & 0o7777:
-        raise CertificateError(
-            "C11",
-            f"{path}: expected mode {mode:04o}, found {stat.S_IMODE(found.st_mode):04o}; "
-            f"run: chmod {mode:o} {path}",
-        )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()[:_MOST_BYTES]
-    except FileNotFoundError as error:
-        raise CertificateError("C12", f"{path} is missing") from error
-    except OSError as error:
-        raise CertificateError("C12", f"{path}: {error.strerror}") from error
-
-
-def _read_secret(path: Path) -> bytes:
-    """Reads a key, unless someone else could have read or replaced it. Raises C11, C12."""
-    try:
-        _check_folder(path.parent)
-        if path.is_symlink():
-            raise CertificateError("C11", f"{path}: expected a file, found a link")
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            _check_mode(path, os.fstat(file.fileno()), 0o600)
-            return file.read(_MOST_BYTES)
-    except FileNotFoundError as error:
-        raise CertificateError("C12", f"{path} is missing") from error
-    except OSError as error:
-        raise CertificateError("C12", f"{path}: {error.strerror}") from error
-
-
-def _create(path: Path, content: bytes) -> Path:
-    """A new secret file, 0600: appears whole, and only where there was none. Raises C13."""
-    beside = write_beside(path, content, 0o600)
-    try:
-        os.link(beside, path)
-    except FileExistsError as error:
-        raise CertificateError("C13", f"{path} is there already; keys are not replaced") from error
-    finally:
-        beside.unlink()
-    sync_folder(path.parent)
-    return path
+    return now > half_life(identity.chain_pem) or leaf_hosts(identity.chain_pem) != hosts

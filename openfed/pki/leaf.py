@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from openfed.errors import CertificateError
-from openfed.pki.keys import load_key
+from openfed.pki.keys import CURVES, curve_kind, load_key
 from openfed.pki.peer import Peer, parse_peer_uri
 
 
@@ -17,16 +19,17 @@ class Identity:
 
     key_pem: bytes = field(repr=False)
     chain_pem: bytes  # the leaf first
-    authority_pem: bytes
+    authority_pem: bytes  # one root, or two during a roll-over
     peer: Peer
 
 
 def read_certificate(pem: bytes) -> x509.Certificate:
     """The first certificate of `pem`. Raises C01."""
-    return _read_chain(pem)[0]
+    return read_certificates(pem)[0]
 
 
-def _read_chain(pem: bytes) -> list[x509.Certificate]:
+def read_certificates(pem: bytes) -> list[x509.Certificate]:
+    """Every certificate of `pem`, at least one. Raises C01."""
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
@@ -79,9 +82,9 @@ def check_leaf(
 
     Raises C01, C05-C10, C14, C16, C17: each its own cause.
     """
-    leaf, *between = _read_chain(chain_pem)
+    leaf, *between = read_certificates(chain_pem)
     peer = peer_of(leaf)
-    _check_chain(leaf, between, read_certificate(authority_pem), peer, now)
+    _check_chain(leaf, between, read_certificates(authority_pem), peer, now)
     check_dates(leaf, peer, now)
     for code, what, expected, found in (
         ("C16", "federation", federation, peer.federation),
@@ -138,24 +141,92 @@ def _check_expiry(peer: Peer, now: float) -> None:
 def _check_chain(
     leaf: x509.Certificate,
     between: list[x509.Certificate],
-    root: x509.Certificate,
+    roots: list[x509.Certificate],
     peer: Peer,
     now: float,
 ) -> None:
-    if now >= root.not_valid_after_utc.timestamp():
-        raise CertificateError("C14", f"the authority expired on {root.not_valid_after_utc:%F}")
-    issuers = [*between, root]
-    for issued, issuer in zip([leaf, *between], issuers, strict=True):
-        try:
-            issued.verify_directly_issued_by(issuer)
-            constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-            trusted = constraints.ca
-        except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
-            trusted = False
-        if not trusted:
-            raise CertificateError(
-                "C07", f"the certificate of {_who(peer)} was not issued by this authority"
-            )
+    living = [root for root in roots if now < root.not_valid_after_utc.timestamp()]
+    if not living:
+        last = max(root.not_valid_after_utc for root in roots)
+        raise CertificateError("C14", f"the authority expired on {last:%F}")
+    issued = leaf
+    for issuer in [*between, None]:
+        if any(_issued_by(issued, root) for root in living):
+            return
+        if issuer is None or not _issued_by(issued, issuer):
+            break
+        if now >= issuer.not_valid_after_utc.timestamp():
+            break
+        issued = issuer
+    raise CertificateError(
+        "C07", f"the certificate of {_who(peer)} was not issued by this authority"
+    )
+
+
+def _issued_by(issued: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        issued.verify_directly_issued_by(issuer)
+        return issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
+        return False
+
+
+def half_life(chain_pem: bytes) -> float:
+    """When a leaf is due to be renewed: seconds since the epoch."""
+    leaf = read_certificate(chain_pem)
+    return (leaf.not_valid_before_utc.timestamp() + leaf.not_valid_after_utc.timestamp()) / 2
+
+
+def fingerprint(pem: bytes) -> str:
+    """`sha256:` and the hexadecimal digits of the first certificate's DER."""
+    return f"sha256:{read_certificate(pem).fingerprint(hashes.SHA256()).hex()}"
+
+
+def signed_by(anchors_pem: bytes, cross_pem: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether a root signed `message`, or the key that a root certified in `cross_pem` (if any)."""
+    roots = read_certificates(anchors_pem)
+    signers = list(roots)
+    if cross_pem:
+        cross = read_certificate(cross_pem)
+        signers += [cross] if any(_certifies(root, cross) for root in roots) else []
+    return any(_signed(signer, message, signature) for signer in signers)
+
+
+def unknown_roots(trusted_pem: bytes, offered_pem: bytes, chain_pem: bytes) -> list[str]:
+    """Fingerprints of offered roots that are neither trusted nor certified by one that is.
+
+    The certificates that certify them are looked for in `chain_pem`.
+    """
+    trusted, between = read_certificates(trusted_pem), read_certificates(chain_pem)
+    vouched = [c for c in between if any(_certifies(root, c) for root in trusted)]
+    return [
+        f"sha256:{root.fingerprint(hashes.SHA256()).hex()}"
+        for root in read_certificates(offered_pem)
+        if root not in trusted
+        and not any(
+            (root.subject, root.public_key()) == (c.subject, c.public_key()) for c in vouched
+        )
+    ]
+
+
+def _certifies(root: x509.Certificate, cross: x509.Certificate) -> bool:
+    """Whether `root` made `cross` another authority."""
+    try:
+        authority = cross.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return authority and _issued_by(cross, root)
+
+
+def _signed(signer: x509.Certificate, message: bytes, signature: bytes) -> bool:
+    key = signer.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signature, message, ec.ECDSA(CURVES[curve_kind(key)][1]))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _who(peer: Peer) -> str:

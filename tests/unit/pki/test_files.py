@@ -10,16 +10,20 @@ import pytest
 
 from openfed.errors import CertificateError
 from openfed.pki.authority import Enrolment, create_authority, issue
+from openfed.pki.disk import create_secret
 from openfed.pki.files import (
-    _create,
+    create_keys,
     ensure_federation,
     load_authority,
     load_identity,
     load_identity_key,
     load_profiles,
+    make_request,
+    may_issue,
 )
 from openfed.pki.keys import identity_public, sign, verify
 from openfed.pki.leaf import inspect, leaf_hosts
+from openfed.pki.office import create_office, open_office
 from openfed.pki.request import create_request
 
 NOW = 1_800_000_000.0
@@ -62,7 +66,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path, mask):
     modes = {p.relative_to(folder): stat.S_IMODE(p.stat().st_mode) for p in folder.rglob("*")}
     assert {str(p) for p in modes if modes[p] == 0o600} == {
         "authority/authority.key",
-        "authority/issued.jsonl",
+        "authority/record.jsonl",
         *(f"{n}/{k}.key" for n in ("aggregator", "one", "two") for k in ("node", "identity")),
     }
     folders = {"authority", "aggregator", "one", "two"}
@@ -72,8 +76,8 @@ def test_modes_do_not_depend_on_the_umask(tmp_path, mask):
 
 def test_a_new_federation_lists_what_it_wrote(tmp_path):
     written = {str(path.relative_to(tmp_path)) for path in make(tmp_path)}
-    assert written == set(contents(tmp_path)) - {"authority/issued.jsonl"}
-    assert len(written) == 3 + 3 * 4
+    assert written == set(contents(tmp_path)) - {"authority/record.jsonl"}
+    assert len(written) == 4 + 3 * 4
 
 
 def test_a_second_time_writes_nothing(cert):
@@ -85,15 +89,18 @@ def test_a_second_time_writes_nothing(cert):
 def test_a_new_collaborator_touches_no_other(cert):
     before = contents(cert)
     written = make(cert, collaborators=("one", "two", "three"))
-    assert {path.parent.name for path in written} == {"three"}
+    assert {path.parent.name for path in written} == {"three", "cert"}
     after = contents(cert)
-    assert all(after[name] == before[name] for name in before if not name.endswith("issued.jsonl"))
+    assert {name for name in before if after[name] != before[name]} == {
+        "authority/record.jsonl",
+        "roster.json",
+    }
 
 
 def test_new_hosts_give_the_aggregator_a_new_leaf_for_the_same_key(cert):
     key = (cert / "aggregator/node.key").read_bytes()
     written = make(cert, hosts=("localhost", "10.0.0.7"))
-    assert [path.name for path in written] == ["node.pem", "chain.pem"]
+    assert [path.name for path in written] == ["node.pem", "chain.pem", "roster.json"]
     assert leaf_hosts((cert / "aggregator/chain.pem").read_bytes()) == {"localhost", "10.0.0.7"}
     assert (cert / "aggregator/node.key").read_bytes() == key
     assert make(cert, hosts=("10.0.0.7", "LOCALHOST")) == []
@@ -131,6 +138,64 @@ def test_an_authority_whose_key_was_taken_away_is_not_replaced(cert):
 def test_the_authority_of_another_federation_is_not_used(cert):
     with refused("C16"):
         make(cert, federation="other")
+
+
+def test_a_node_of_a_federation_makes_no_authority_of_its_own(cert, tmp_path):
+    assert may_issue(cert)
+    shutil.rmtree(cert / "authority")
+    assert not may_issue(cert)
+    before = contents(cert)
+    with refused("C34"):
+        make(cert)
+    assert contents(cert) == before
+    imported = tmp_path / "imported"
+    imported.mkdir()
+    assert may_issue(imported / "cert")
+    (imported / "site.yaml").write_text("name: one\n")
+    assert not may_issue(imported / "cert")
+    with refused("C34"):
+        make(imported / "cert")
+    assert contents(imported) == {"site.yaml": b"name: one\n"}
+
+
+def test_keys_that_wait_for_their_certificate_get_none_from_a_trial(tmp_path):
+    create_keys(tmp_path / "cert", "one")
+    assert not may_issue(tmp_path / "cert")
+    with refused("C34"):
+        make(tmp_path / "cert")
+    create_office(tmp_path / "cert", "fed", NOW)  # the operator may: in any order
+
+
+def test_starting_a_node_issues_nothing_where_an_operator_keeps_the_authority(cert, tmp_path):
+    create_office(tmp_path / "own", "fed", NOW)
+    assert not may_issue(tmp_path / "own")
+    create_office(cert, "fed", NOW)  # the trial becomes a federation
+    assert not may_issue(cert)
+
+
+def test_a_trial_does_not_take_the_name_of_a_node_on_another_machine(cert, tmp_path):
+    office, far = open_office(cert), tmp_path / "far"
+    create_keys(far, "three")
+    office.certify(make_request(far, "three"), Enrolment("fed", "collaborator", "three"), NOW)
+    before = contents(cert)
+    with refused("C30"):
+        make(cert, collaborators=("three",))
+    assert contents(cert) == before
+
+
+def test_leaves_of_a_minute_are_not_due_at_once(cert):
+    (cert / "authority/profile.yaml").write_text(
+        "collaborator: {key: P-256, lifetime: 1m, backdate: 10m, usages: [client_auth]}\n"
+        "aggregator: {key: P-256, lifetime: 2m, backdate: 10m, usages: [server_auth]}\n"
+    )
+    make(cert, now=NOW + 20 * DAY)
+    assert load_identity(cert, "one", now=NOW + 20 * DAY).peer.not_after == NOW + 20 * DAY + 60
+    assert make(cert, now=NOW + 20 * DAY + 20) == []
+    assert {path.parent.name for path in make(cert, now=NOW + 20 * DAY + 35)} == {
+        "cert",
+        "one",
+        "two",
+    }
 
 
 def test_an_expired_authority_is_named(cert):
@@ -210,7 +275,7 @@ def test_a_key_is_never_overwritten(cert):
     path = cert / "one/node.key"
     before = path.read_bytes()
     with refused("C13"):
-        _create(path, b"another")
+        create_secret(path, b"another")
     assert path.read_bytes() == before
     assert not [p for p in path.parent.iterdir() if p.name.startswith(".")]
 
@@ -240,8 +305,9 @@ def test_a_missing_identity_is_named(cert):
 
 def test_what_was_issued_is_recorded_line_by_line(cert):
     make(cert, hosts=("other.example",))
-    text = (cert / "authority/issued.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    text = (cert / "authority/record.jsonl").read_text()
+    created, *lines = [json.loads(line) for line in text.splitlines()]
+    assert (created["event"], created["how"]) == ("created", "trial")
     assert [(line["role"], line["name"], line["hosts"]) for line in lines] == [
         ("aggregator", "aggregator", ["localhost"]),
         ("collaborator", "one", []),
@@ -264,5 +330,5 @@ def test_a_leaf_of_another_authority_is_noticed_and_replaced(cert):
     (cert / "one/chain.pem").write_bytes(leaf)
     with refused("C07"):
         load_identity(cert, "one", now=NOW)
-    assert {path.name for path in make(cert)} == {"node.pem", "chain.pem"}
+    assert {path.name for path in make(cert)} == {"node.pem", "chain.pem", "roster.json"}
     load_identity(cert, "one", now=NOW)
