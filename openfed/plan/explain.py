@@ -1,7 +1,7 @@
 """A plan in plain words, for those who decide whether their data takes part."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from openfed.plan.choices import (
 from openfed.plan.lock import Lock
 from openfed.plan.schema import Codecs, KeptRounds, Plan, is_lossy
 from openfed.plan.values import Table
-from openfed.tensors.record import Kind
+from openfed.tensors.record import Kind, Signature, Spec
+from openfed.tensors.update import update_signature
 
 
 def explain(
@@ -25,22 +26,26 @@ def explain(
     lock: Lock | None = None,
     lines: Mapping[str, int] | None = None,
     sizes: Mapping[str, float] | None = None,
+    signed: str = "",
+    limits: Sequence[str] = (),
 ) -> str:
-    """What runs where, what travels, what stays, who sees what.
+    """What runs where, what travels, what stays, who sees what, who signed it.
 
     `lines`: how many lines each file of code has (see `code_lines`). `sizes`: what share of its
-    bytes travels, of an "uplink" and of a "downlink" (see `codec/advice.py`).
+    bytes travels, of an "uplink" and of a "downlink" (see `codec/advice.py`). `signed`: by whom.
+    `limits`: what the site has set for itself, a line each.
     """
     parts = (
-        (f"The plan {plan.name} of the federation {plan.federation}", _head(plan, lock)),
+        (f"The plan {plan.name} of the federation {plan.federation}", _head(plan, lock, signed)),
         ("What happens", _happens(plan)),
-        ("What leaves a site", _leaves(plan)),
+        ("What leaves a site", _leaves(plan, lock, (sizes or {}).get("uplink", 1.0))),
         ("How it travels", _travels(plan, sizes or {})),
         ("What stays at the site", _stays(plan)),
         ("Who sees what", _seen()),
         ("Whose code runs at the sites", _code(plan, lock, lines or {})),
         ("What is kept", _kept(plan)),
         ("When it ends", _limits(plan)),
+        *([("What this site has set for itself", iter(limits))] if limits else []),
     )
     return "\n\n".join("\n".join((title, *map(_wrapped, body))) for title, body in parts)
 
@@ -59,13 +64,14 @@ def code_lines(workspace: Path, lock: Lock) -> dict[str, int]:
     }
 
 
-def _head(plan: Plan, lock: Lock | None) -> Iterator[str]:
+def _head(plan: Plan, lock: Lock | None, signed: str) -> Iterator[str]:
     sites = plan.collaborators
     yield f"{_many(len(sites), 'site')} {'trains' if len(sites) == 1 else 'train'} one model"
     yield from (f"  - {name}" for name in sites)
     yield f"The aggregator waits for them at {', '.join(plan.aggregator.advertise)}"
     if lock is not None:
         yield f"Plan digest: {lock.digest}"
+        yield f"Signed by its author: {signed}" if signed else "Nobody has signed it"
         yield f"Initial model: {_model(lock)}"
     else:
         yield "The plan is not frozen yet: fx plan initialize"
@@ -141,7 +147,7 @@ def _strategy(plan: Plan) -> str:
     return f"{_choice(plan.strategy.model_dump(), STRATEGIES)}, {weights}"
 
 
-def _leaves(plan: Plan) -> Iterator[str]:
+def _leaves(plan: Plan, lock: Lock | None, share: float) -> Iterator[str]:
     names = ", ".join([LOSS, *map(metric_name, plan.metrics)])
     trains = any(task.name == "train" for task in plan.tasks)
     if trains:
@@ -149,6 +155,8 @@ def _leaves(plan: Plan) -> Iterator[str]:
             "To the aggregator, after training: the update (how the training moved the model), "
             "the number of samples used, the seconds it took"
         )
+        if lock is not None:
+            yield from _update(update_signature(lock.signature), share, plan.rounds)
         if plan.task_runner.settings.get("optimizer_state") == "average":
             yield "To the aggregator, after training: the state of the optimizer"
     yield (
@@ -160,6 +168,43 @@ def _leaves(plan: Plan) -> Iterator[str]:
         "the lines of code that it came from"
     )
     yield "Nothing is added to an update: no noise, no masks"
+
+
+MOST_GROUPS = 8
+
+
+def _update(update: Signature, share: float, rounds: int) -> Iterator[str]:
+    """The parts of an update with their sizes, and what that comes to."""
+    groups = sorted(_groups(update).items(), key=lambda group: -sum(s.size for s in group[1]))
+    shown = groups if len(groups) <= MOST_GROUPS else groups[: MOST_GROUPS - 1]
+    for name, specs in shown:
+        count = (
+            "" if [spec.name for spec in specs] == [name] else f"{_many(len(specs), 'tensor')}, "
+        )
+        yield f"  - {name}: {count}{_bytes(sum(spec.size for spec in specs))}"
+    if rest := [spec for _, specs in groups[len(shown) :] for spec in specs]:
+        size = _bytes(sum(spec.size for spec in rest))
+        yield f"  - {len(groups) - len(shown)} other parts: {_many(len(rest), 'tensor')}, {size}"
+    whole = sum(spec.size for spec in update)
+    coded = f", about {_bytes(round(whole * share))} as coded below" if share != 1.0 else ""
+    total = f"{'about ' if coded else ''}{_bytes(round(whole * share) * rounds)}"
+    yield f"That is {_bytes(whole)} a round{coded}; {total} in all {_many(rounds, 'round')}"
+
+
+def _groups(update: Signature) -> dict[str, list[Spec]]:
+    """Entries by the part of the model that they belong to: the first words of their names, as few
+    as tell parts apart."""
+    state = [spec for spec in update if spec.kind is Kind.STATE]
+    names = {spec.name: spec.name.split(".") for spec in update if spec.kind is not Kind.STATE}
+    longest = max(map(len, names.values()), default=1)
+    depths = range(1, longest + 1)
+    parts = {depth: {tuple(words[:depth]) for words in names.values()} for depth in depths}
+    depth = next((depth for depth in depths if len(parts[depth]) > 1), longest)
+    found: dict[str, list[Spec]] = {"the state of the optimizer": state} if state else {}
+    for spec in update:
+        if spec.name in names:
+            found.setdefault(".".join(names[spec.name][:depth]), []).append(spec)
+    return found
 
 
 def _travels(plan: Plan, sizes: Mapping[str, float]) -> Iterator[str]:
@@ -246,7 +291,7 @@ def _code(plan: Plan, lock: Lock | None, lines: Mapping[str, int]) -> Iterator[s
     yield "Files (a node whose files differ from these refuses to run):"
     for name, digest in sorted(lock.files.items()):
         count = f"{_many(lines[name], 'line')}, " if name in lines else ""
-        yield f"  {name} ({count}SHA-256 {digest[:16]})"
+        yield f"  {name} ({count}SHA-256 {digest[:12]})"
 
 
 def _named(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -271,8 +316,14 @@ def _kept(plan: Plan) -> Iterator[str]:
         yield "At the aggregator: every update, so that the result can be computed again"
     else:
         yield "At the aggregator: no update, once its round is over; their digests are"
-    yield "At the aggregator: the models (first, last, best), the metrics, a journal of the run"
-    yield "At each site: a journal, the logs of its own tasks"
+    yield (
+        "At the aggregator: the models (first, last, best), the metrics, a journal of the run, "
+        "until its operator deletes them"
+    )
+    yield (
+        "At each site: a journal, the logs of its own tasks, the plans and the code that it "
+        "approved, until it deletes them"
+    )
 
 
 def _limits(plan: Plan) -> Iterator[str]:

@@ -23,6 +23,7 @@ The plan digits of the federation consortium
     - two
   The aggregator waits for them at localhost
   Plan digest: DIGEST
+  Signed by its author: aggregator, on Monday
   Initial model: 3 tensors, 2.0 MB, of which 4.0 kB stay as they are
 
 What happens
@@ -38,6 +39,9 @@ What happens
 What leaves a site
   To the aggregator, after training: the update (how the training moved the model), the
       number of samples used, the seconds it took
+    - weight: 2.0 MB
+    - bias: 12 bytes
+  That is 2.0 MB a round, about 440.0 kB as coded below; about 4.4 MB in all 10 rounds
   To the aggregator, as sums over all samples: loss, accuracy, dice (of every task; a sum
       over very few samples says something about them)
   To the aggregator, if the code fails: its error message (which may quote a value) and the
@@ -72,26 +76,38 @@ Whose code runs at the sites
     data loader: src.data:Digits
     metric: src.metrics:dice
   Files (a node whose files differ from these refuses to run):
-    src/data.py (7 lines, SHA-256 1111111111111111)
-    src/model.py (6 lines, SHA-256 2222222222222222)
+    src/data.py (7 lines, SHA-256 111111111111)
+    src/model.py (6 lines, SHA-256 222222222222)
 
 What is kept
   At the aggregator: no update, once its round is over; their digests are
-  At the aggregator: the models (first, last, best), the metrics, a journal of the run
-  At each site: a journal, the logs of its own tasks
+  At the aggregator: the models (first, last, best), the metrics, a journal of the run,
+      until its operator deletes them
+  At each site: a journal, the logs of its own tasks, the plans and the code that it
+      approved, until it deletes them
 
 When it ends
   After 10 rounds at the latest
   Earlier, when accuracy has not risen by more than 0.001 in 5 validations
   The best model is the one with the highest accuracy
   Every site that is asked must answer, within 10 minutes; otherwise the run fails
+
+What this site has set for itself
+  At most 2 hours a task
 """
 
 
 def test_explanation_of_the_plan_of_the_design(load: Callable[..., Plan], workspace: Path) -> None:
     files = {"src/data.py": "1" * 64, "src/model.py": "2" * 64}
     lock = make_lock(load(), files, "a" * 64, SIGNATURE)
-    said = explain(lock.plan, lock, code_lines(workspace, lock), {"uplink": 0.22})
+    said = explain(
+        lock.plan,
+        lock,
+        code_lines(workspace, lock),
+        {"uplink": 0.22},
+        "aggregator, on Monday",
+        ["At most 2 hours a task"],
+    )
     assert said + "\n" == GOLDEN.replace("DIGEST", lock.digest)
 
 
@@ -134,6 +150,45 @@ def test_a_size_is_said_where_it_is_another(load: Callable[..., Plan]) -> None:
     said = explain(load(), sizes={"uplink": 1.0, "downlink": 0.123})
     assert said.count("of its size") == 1
     assert "nothing is lost; about 12.3% of its size is left to send" in " ".join(said.split())
+
+
+def test_a_plan_without_a_signature_says_so(load: Callable[..., Plan]) -> None:
+    said = explain(load(), make_lock(load(), {}, "a" * 64, SIGNATURE))
+    assert "\n  Nobody has signed it\n" in said
+    assert "has set for itself" not in said
+
+
+def leaving(load: Callable[..., Plan], *specs: Spec) -> list[str]:
+    """What is said of the parts of an update."""
+    said = explain(load(), make_lock(load(), {}, "a" * 64, specs)).splitlines()
+    begin = next(i for i, line in enumerate(said) if line.startswith("    - ") and "bytes" in line)
+    end = next(i for i, line in enumerate(said) if line.startswith("  That is"))
+    return [line.strip() for line in said[begin : end + 1]]
+
+
+def test_an_update_is_told_by_the_parts_of_the_model(load: Callable[..., Plan]) -> None:
+    assert leaving(
+        load,
+        Spec("net.head.bias", "float32", (2,)),
+        Spec("net.head.weight", "float32", (2, 3)),
+        Spec("net.stem.weight", "float16", (10,)),  # its difference travels in 32 bits
+        Spec("net.stem.fixed", "float32", (10,), Kind.FROZEN),
+        Spec("net.head.weight/exp_avg", "float32", (2, 3), Kind.STATE),
+    ) == [
+        "- net.stem: 1 tensor, 40 bytes",
+        "- net.head: 2 tensors, 32 bytes",
+        "- the state of the optimizer: 1 tensor, 24 bytes",
+        "That is 96 bytes a round; 960 bytes in all 10 rounds",
+    ]
+
+
+def test_many_parts_are_summed_up_and_the_largest_stand_first(load: Callable[..., Plan]) -> None:
+    specs = [Spec(f"layer{n:02}.weight", "float32", (n,)) for n in range(1, 21)]
+    said = leaving(load, *specs)
+    assert said[0] == "- layer20: 1 tensor, 80 bytes"
+    assert said[7] == "- 13 other parts: 13 tensors, 364 bytes"
+    assert said[8] == "That is 840 bytes a round; 8.4 kB in all 10 rounds"
+    assert len(said) == 9
 
 
 @pytest.mark.parametrize(
