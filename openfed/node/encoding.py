@@ -1,7 +1,8 @@
 """From what a task answered to the packet that is sent: the only way for tensors out of a site.
 
-One pass, chunk by chunk: read, subtract the base, add what earlier packets lost, check, code,
-hash, write. So memory does not grow with the model, and sending begins with the first chunk.
+One pass, chunk by chunk: read, subtract the base, add what earlier packets lost, check, filter as
+the site says, code, hash, write. So memory does not grow with the model, and sending begins with
+the first chunk.
 """
 
 from collections.abc import Mapping

@@ -77,6 +77,11 @@ class LocalStore:
         row = self._db.execute(query, (ask,)).fetchone()
         return _owed(row) if row else None
 
+    def sent(self) -> int:
+        """Bytes of all replies so far, each counted once."""
+        (total,) = self._db.execute("select coalesce(sum(size), 0) from replies").fetchone()
+        return int(total)
+
     def owe(self, owed: Owed) -> None:
         """Commit a reply and the states it proposes, whose blobs are on disk."""
         columns = "ask, upload, digest, size, states"
