@@ -9,10 +9,11 @@ from openfed.flow.fedavg import fedavg
 from openfed.flow.federation import Federation
 from openfed.node.accounts import Accounts
 from openfed.node.agent import Agent, Said
-from openfed.node.aggregator import Aggregator
+from openfed.node.aggregator import Aggregator, Consent, Renewing, anyone, nobody
 from openfed.node.conduct import Ended, Flow, conduct, read_initial
 from openfed.node.trainer import Trainer
 from openfed.plan.lock import Lock
+from openfed.plan.site import Site
 from openfed.registry import AGGREGATES, STRATEGIES
 from openfed.store.journal import Journal
 from openfed.store.runs import JOURNAL, run_folder
@@ -43,7 +44,13 @@ def open_journal(workspace: Path, run: str, plan_digest: str) -> Journal:
 
 
 def make_aggregator(
-    workspace: Path, lock: Lock, run: str, journal: Journal, emit: Emit
+    workspace: Path,
+    lock: Lock,
+    run: str,
+    journal: Journal,
+    emit: Emit,
+    consent: Consent = anyone,
+    renewing: Renewing = nobody,
 ) -> tuple[Aggregator, Callable[[], Awaitable[Ended]]]:
     """The aggregator, to be served by a transport, and what runs it to its end.
 
@@ -51,7 +58,9 @@ def make_aggregator(
     """
     spool = Spool(run_folder(workspace, run))
     accounts = Accounts(emit)
-    aggregator = Aggregator(lock, run, journal, spool, accounts.emit)
+    aggregator = Aggregator(
+        lock, run, journal, spool, accounts.emit, consent=consent, renewing=renewing
+    )
     rule = AGGREGATES.get(lock.plan.strategy.name, weighted_mean)
     saved = workspace / "save"
     initial = partial(read_initial, saved, lock)
@@ -71,10 +80,12 @@ def make_agent(
     trainer: Trainer,
     said: Said,
     facts: Mapping[str, str] | None = None,
+    approval: bytes = b"",
+    site: Site | None = None,
 ) -> Agent:
     """A collaborator's agent; its state lives under the run's folder."""
 
     def state_folder(run: str) -> Path:
         return run_folder(workspace, run) / "agents" / name
 
-    return Agent(name, lock, link, trainer, state_folder, said, facts)
+    return Agent(name, lock, link, trainer, state_folder, said, facts, approval, site)

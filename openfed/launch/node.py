@@ -13,27 +13,33 @@ import ctypes
 import gc
 import json
 import os
-import signal
+import secrets
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from openfed.assemble import make_agent, make_aggregator, open_journal
 from openfed.errors import OpenFedError, TransportError
+from openfed.launch.authority import desk_of
+from openfed.launch.lifeline import run_until_stopped, watch_lifeline
+from openfed.launch.sites import check_site, site_of
+from openfed.launch.trust import LiveRoster, Shown, approval, beside, consent, keep_renewed, renewed
 from openfed.node.aggregator import Interrupted
 from openfed.node.trainer import SocketTrainer
 from openfed.pki.files import load_identity
+from openfed.pki.request import Request
 from openfed.plan.lock import Lock, read_lock, verify_files
 from openfed.store.runs import hold, run_folder
 from openfed.transport.grpc import GrpcLink, serve
 from openfed.transport.retry import Policy, retrying
 from openfed.typing import Emit
-from openfed.wire.messages import RunState
+from openfed.wire.messages import Renew, RunState, Stamp
+from openfed.workspace import Workspace
 
 T = TypeVar("T")
 Said = Callable[[str], None]
@@ -83,13 +89,28 @@ async def run_aggregator(
     Raises: Interrupted when `stop` is set; CertificateError, TransportError, PlanError.
     """
     lock = load_lock(root)
-    plan = lock.plan
-    identity = load_identity(root / "cert", "aggregator", federation=plan.federation)
+    plan, workspace = lock.plan, Workspace(root)
+    identity = load_identity(workspace.cert, "aggregator", federation=plan.federation)
+    said = partial(_noted, emit)
+    roster = LiveRoster(workspace.cert, said)
+    renewing = partial(renewed, workspace, desk_of(workspace))
     held = hold(run_folder(root, run))
     journal = open_journal(root, run, lock.digest)
     try:
-        aggregator, go = make_aggregator(root, lock, run, journal, emit)
-        async with serve(aggregator, identity, listen) as server:
+        agreed = consent(workspace, lock, roster)
+        aggregator, go = make_aggregator(root, lock, run, journal, emit, agreed, renewing)
+        own = Shown(identity)
+        lives = keep_renewed(
+            workspace.cert,
+            identity,
+            lambda request: renewing(request, own.now().peer),
+            own.show,
+            said,
+        )
+        async with (
+            serve(aggregator, identity, listen, denied=roster.denied, current=own.now) as server,
+            beside(lives),
+        ):
             host = listen.rpartition(":")[0]
             emit("listening", {"address": f"{host}:{server.port}"})
             emit("run.started", _about(lock, run, resumed=journal.turn() is not None))
@@ -101,6 +122,10 @@ async def run_aggregator(
     finally:
         journal.close()
         os.close(held)
+
+
+def _noted(emit: Emit, text: str) -> None:
+    emit("note", {"text": text})
 
 
 def _about(lock: Lock, run: str, *, resumed: bool) -> dict[str, Any]:
@@ -128,19 +153,32 @@ async def run_agent(
 
     Raises: Interrupted when `stop` is set; TransportError, CertificateError, PolicyError.
     """
-    lock = load_lock(root)
+    lock, workspace = load_lock(root), Workspace(root)
     federation = lock.plan.federation
-    identity = load_identity(root / "cert", name, federation=federation, role="collaborator")
+    identity = load_identity(workspace.cert, name, federation=federation, role="collaborator")
+    approved, site = approval(workspace, lock, name), site_of(workspace)
+    if site is not None:
+        check_site(workspace, site, lock)
     exchange.mkdir(mode=0o700, parents=True, exist_ok=True)
     trainer = SocketTrainer(exchange, said)
     await trainer.start()
-    link = retrying(GrpcLink(address, identity), PATIENCE, sleep=_announced(said, address))
-    agent = make_agent(root, lock, name, link, trainer, said, _facts())
+    dialled = GrpcLink(address, identity)
+    link = retrying(dialled, PATIENCE, sleep=_announced(said, address))
+    agent = make_agent(root, lock, name, link, trainer, said, _facts(), approved, site)
+    renew = partial(_renew, dialled, lock)
+    lives = keep_renewed(workspace.cert, identity, renew, dialled.show, said)
     try:
-        return await _until(stop, agent.run())
+        async with beside(lives):
+            return await _until(stop, agent.run())
     finally:
         await trainer.close()
         await link.close()
+
+
+async def _renew(link: GrpcLink, lock: Lock, request: Request) -> tuple[bytes, bytes]:
+    stamp = Stamp(lock.plan.federation, "", lock.digest, secrets.token_hex(8))
+    answer = await link.renew(Renew(stamp, request))
+    return answer.chain, answer.anchors
 
 
 def _announced(said: Said, address: str) -> Callable[[float], Awaitable[None]]:
@@ -173,29 +211,6 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
         working.cancel()
         with suppress(asyncio.CancelledError, OpenFedError):
             await working
-
-
-def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
-    """Run `work(stop)`; SIGTERM and SIGINT set `stop`."""
-
-    async def main() -> T:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        return await work(stop)
-
-    return asyncio.run(main())
-
-
-def _watch_lifeline() -> None:
-    """Stop like at SIGTERM when the launcher closes our standard input, or dies."""
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _print_event(kind: str, fields: Mapping[str, Any]) -> None:
@@ -243,7 +258,7 @@ def _serve_role(given: argparse.Namespace) -> int:
 def main() -> None:
     """The process: every fault is a line on standard error and an exit code."""
     given = _parser().parse_args()
-    _watch_lifeline()
+    watch_lifeline()
     settle_in()
     try:
         code = _serve_role(given)

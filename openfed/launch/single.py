@@ -8,9 +8,12 @@ from typing import Any
 
 from openfed.errors import PlanError, TaskError, UsageError
 from openfed.launch.federation import certificates, dialled, gone, note, site_specs, wrote
-from openfed.launch.node import load_lock, run_aggregator, run_until_stopped
+from openfed.launch.lifeline import run_until_stopped
+from openfed.launch.node import load_lock, run_aggregator
 from openfed.launch.processes import Line, Processes, Supervisor
+from openfed.launch.sites import check_site, local_of, site_of
 from openfed.launch.status import latest
+from openfed.launch.trust import approval
 from openfed.node.aggregator import Interrupted
 from openfed.observe.files import recorder
 from openfed.observe.text import both_ways
@@ -35,6 +38,7 @@ def start_aggregator(workspace: Workspace, mode: Mode, observe: Observe) -> int:
     Raises: UsageError: U17 no port that collaborators could know.
     """
     lock = dialable(workspace, observe)
+    own_runs(workspace)
     say = partial(note, observe)
     if mode != "new" and (failed := _failed(workspace, lock)):
         say(f"run {failed.id} of this plan {failed.status}: {failed.reason}")
@@ -92,6 +96,12 @@ def dialable(workspace: Workspace, observe: Observe) -> Lock:
     return lock
 
 
+def own_runs(workspace: Workspace) -> None:
+    """`runs/` is its owner's alone, whatever the umask: sockets, models and updates lie below."""
+    workspace.runs.mkdir(mode=0o700, exist_ok=True)
+    workspace.runs.chmod(0o700)
+
+
 def _outdated(workspace: Workspace, lock: Lock) -> bool:
     """Whether plan.yaml says something else; `advertise` apart, which -a gives."""
     try:
@@ -120,13 +130,20 @@ def start_collaborator(workspace: Workspace, name: str, observe: Observe) -> int
     Raises: UsageError: U16 not in the plan, U17 no port to dial. OpenFedError U21: the agent gave
     up, with its reason.
     """
+    site = site_of(workspace)
     lock = dialable(workspace, observe)
     if name not in lock.plan.collaborators:
         known = ", ".join(lock.plan.collaborators)
         raise UsageError("U16", f"{name!r} is no collaborator of the plan; it has: {known}")
-    local = read_local(workspace.local, lock.plan.collaborators)
+    if site is None:
+        local = read_local(workspace.local, lock.plan.collaborators)
+    else:
+        local = local_of(site, name)
+        check_site(workspace, site, lock)
     trial_certificates(workspace, lock, observe)
-    address = dialled(lock.advertise[0], lock.listen)
+    approval(workspace, lock, name)
+    own_runs(workspace)
+    address = site.address if site and site.address else dialled(lock.advertise[0], lock.listen)
     exchange = workspace.runs / "exchange" / name
     nodes = Supervisor(Processes())
     try:

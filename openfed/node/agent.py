@@ -20,10 +20,20 @@ from openfed.errors import PolicyError, TaskError, WireError
 from openfed.flow.fedavg import task_settings
 from openfed.flow.metrics import check_sums, declared
 from openfed.node.encoding import Update, encode_reply, lossy_specs
+from openfed.node.site_limits import (
+    OWN,
+    allowed_numbers,
+    check_round,
+    check_samples,
+    check_sent,
+    filtered,
+    once,
+)
 from openfed.node.tail import Tail
 from openfed.node.threads import opened, to_the_end
 from openfed.node.trainer import Inputs, Result, Trainer
 from openfed.plan.lock import Lock
+from openfed.plan.site import Limits, Site
 from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
 from openfed.store.spool import WHOLE
 from openfed.tasks.base import Task
@@ -67,7 +77,8 @@ _RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 
 
 class Agent:
-    """One collaborator in one run. `state_folder` is given the run's id."""
+    """One collaborator in one run. `state_folder` is given the run's id; `site` is what the site
+    has set for itself."""
 
     def __init__(
         self,
@@ -78,9 +89,14 @@ class Agent:
         state_folder: Callable[[str], Path],
         said: Said,
         facts: Mapping[str, str] | None = None,
+        approval: bytes = b"",
+        site: Site | None = None,
     ) -> None:
         self.name, self.lock, self._link, self._trainer = name, lock, link, trainer
+        self._limits = site.limits if site else Limits()
+        self._filters, self._once = site.filters if site else (), once(site)
         self._state_folder, self._said, self._facts = state_folder, said, dict(facts or {})
+        self._approval = approval
         self._run_id = ""
         self._working: dict[str, asyncio.Task[None]] = {}
         self._training: set[str] = set()  # of the asks at work, those that can still be dropped
@@ -98,7 +114,7 @@ class Agent:
         Raises: TransportError, PolicyError, CertificateError: faults that trying again won't mend.
         OpenFedError S11: another agent of this name works here.
         """
-        welcome = await self._link.hello(Hello(self._stamp(), self._facts))
+        welcome = await self._link.hello(Hello(self._stamp(), self._facts, self._approval))
         self._run_id = welcome.stamp.run
         if not _RUN_ID.fullmatch(self._run_id):
             raise WireError("W10", f"{self._run_id[:40]!r} is not the id of a run")
@@ -167,6 +183,8 @@ class Agent:
             owed = self._store.owed(assignment.ask)
             try:
                 if owed is None or owed.ruling:
+                    if owed is not None and self._once:
+                        raise TaskError("K32", f"{assignment.task}: made once, and ruled on")
                     self._training.add(assignment.ask)
                     owed, verdict = await self._answer(assignment)
                 else:
@@ -177,6 +195,9 @@ class Agent:
                 await self._link.report(Report(self._stamp(), assignment.ask, failure=failure))
                 return
             except PolicyError as error:
+                if error.code in OWN:
+                    failure = Failure(error.code, error.message, "")
+                    await self._link.report(Report(self._stamp(), assignment.ask, failure=failure))
                 if error.code not in OVER:
                     raise
                 self._said(f"{assignment.task} of round {assignment.round} is over already")
@@ -212,7 +233,7 @@ class Agent:
         facts = {**self._facts, **self._trainer.versions}
         if facts != self._facts:
             self._facts = facts
-            await self._link.hello(Hello(self._stamp(), facts))
+            await self._link.hello(Hello(self._stamp(), facts, self._approval))
 
     async def _answer(self, assignment: Assignment) -> tuple[Owed, Verdict]:
         """Fetch, run, check; then encode and send at the same time, commit, and report."""
@@ -230,16 +251,43 @@ class Agent:
             seed,
             assignment.settings,
         )
-        result = await self._trainer.run(task, inputs, frame_limit(self.lock.signature))
+        result = await self._run(task, inputs)
         try:
-            return await self._encode_and_send(assignment, paths["model"], result)
+            self._check(assignment, result)
+            send = self._encode_then_send if self._once else self._encode_and_send
+            return await send(assignment, paths["model"], result)
         finally:
             result.close()
+
+    async def _run(self, task: Task, inputs: Inputs) -> Result:
+        """Raises: TaskError K30: it took longer than the site allows, and was stopped."""
+        seconds = self._limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._trainer.run(task, inputs, frame_limit(self.lock.signature))
+        except TimeoutError:
+            message = f"{task.name}: stopped after {seconds:g} s, this site's limits.seconds"
+            raise TaskError("K30", message) from None
+
+    async def _encode_then_send(
+        self, assignment: Assignment, base: Path, result: Result
+    ) -> tuple[Owed, Verdict]:
+        """The whole is durable before its first byte leaves: it is never encoded twice."""
+        self._training.discard(assignment.ask)
+        tail, upload = Tail(self._block), secrets.token_hex(8)
+        try:
+            encoding = asyncio.to_thread(self._encode, assignment, base, result, tail)
+            digest, size, states = await to_the_end(encoding)
+        finally:
+            tail.close()
+        check_sent(self._limits, self._store.sent(), size)
+        owed = Owed(assignment.ask, upload, digest, size, states)
+        await to_the_end(asyncio.to_thread(self._store.owe, owed))
+        return owed, await self._deliver(owed)
 
     async def _encode_and_send(
         self, assignment: Assignment, base: Path, result: Result
     ) -> tuple[Owed, Verdict]:
-        self._check(assignment, result)
         self._training.discard(assignment.ask)  # from here on it is reported, be it late
         tail, upload = Tail(self._block), secrets.token_hex(8)
         committed: asyncio.Future[Owed] = asyncio.get_running_loop().create_future()
@@ -269,13 +317,14 @@ class Agent:
             raise PolicyError("R12", f"{task} is not a task of the approved plan")
         if dict(assignment.settings) != task_settings(plan, task):
             raise PolicyError("R12", f"{task}: other settings than those of the approved plan")
+        check_round(self._limits, assignment.round, trains=assignment.updates)
         most = frame_limit(self.lock.signature)
         for payload in assignment.payloads:
             if (size := max(payload.size, *(blob.size for blob in payload.blobs), 0)) > most:
                 raise PolicyError("R12", f"{payload.name}: {size} bytes, at most {most}")
 
     def _check(self, assignment: Assignment, result: Result) -> None:
-        """Everything but the values: raises TaskError K09, K21, K22, K24, K25."""
+        """Everything but the values: raises TaskError K09, K21, K22, K24, K25, K31."""
         allowed = declared(self.lock.plan.metrics, assignment.task)
         check_numbers(result.numbers, allowed, trained=assignment.updates)
         check_sums(result.numbers)
@@ -285,6 +334,7 @@ class Agent:
                 raise TaskError("K09", f"{spec.name}: the plan keeps this entry at its site")
         if assignment.updates:
             check_entries(trained, self._moving)
+            check_samples(self._limits, result.numbers)
 
     def _encode(
         self, assignment: Assignment, base: Path, result: Result, tail: Tail
@@ -292,7 +342,8 @@ class Agent:
         """Digest and size of the reply's packet, and the local states that it proposes."""
         spool, specs = self._store.spool, self._updates if assignment.updates else ()
         seed = derive(self.lock.plan.seed, assignment.round, self.name, assignment.task, "codec")
-        sent = Head(specs, self._uplink.chains(specs), result.numbers, base.name, seed)
+        numbers = allowed_numbers(self._limits, result.numbers)
+        sent = Head(specs, self._uplink.chains(specs), numbers, base.name, seed)
         feedback = self._uplink.feedback and bool(lossy_specs(sent))
         before = self._store.state(RESIDUAL) if feedback else None
         states = {}
@@ -303,7 +354,8 @@ class Agent:
                 rest = before and stack.enter_context(spool.open(before, limit=WHOLE))
                 left = frozenset(spec.name for spec in lossy_specs(sent)) if rest else frozenset()
                 model = {spec.name: spec for spec in self._moving}
-                update = Update(specs, model, result.trained, opened, rest or None, left)
+                whole = Update(specs, model, result.trained, opened, rest or None, left)
+                update = filtered(whole, self._filters)
             digest, size, residual = encode_reply(spool, sent, update, tail, feedback=feedback)
         if residual is not None:
             states[RESIDUAL] = residual

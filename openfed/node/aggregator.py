@@ -7,7 +7,8 @@ check, make durable, adopt, answer. It imports neither torch nor the user's code
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -28,12 +29,13 @@ from openfed.ask.machine import (
     step,
 )
 from openfed.codec.pipeline import Pipeline
-from openfed.errors import CODES, OpenFedError, PolicyError, TaskError, WireError
+from openfed.errors import CODES, CertificateError, OpenFedError, PolicyError, TaskError, WireError
 from openfed.node.admission import admit, check_reply
 from openfed.node.bell import Bell
 from openfed.node.outgoing import Outgoing
 from openfed.node.threads import opened, to_the_end
 from openfed.parse import DIGEST
+from openfed.pki.request import Request
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Reply
 from openfed.store.spool import Spool
@@ -51,6 +53,8 @@ from openfed.wire.messages import (
     Peer,
     Pull,
     Push,
+    Renew,
+    Renewed,
     Report,
     Ruling,
     RunState,
@@ -72,6 +76,20 @@ TICK_S = 1.0
 """How often the age of an ask with a deadline is journaled."""
 
 NOTHING: Numbers = {}
+
+Consent = Callable[[Peer, bytes], None]
+"""Raises PolicyError where a site has not approved the plan; given what the site shows."""
+
+Renewing = Callable[[Request, Peer], Awaitable[tuple[bytes, bytes]]]
+"""The way to the authority: a chain and the roots to trust, both PEM."""
+
+
+def anyone(peer: Peer, approval: bytes) -> None:
+    """In a trial, whoever has a certificate takes part."""
+
+
+async def nobody(request: Request, peer: Peer) -> tuple[bytes, bytes]:
+    raise CertificateError("C57", "this aggregator knows no way to the authority")
 
 
 class Interrupted(OpenFedError):
@@ -111,10 +129,13 @@ class Aggregator:
         spool: Spool,
         emit: Emit,
         monotonic: Callable[[], float] = time.monotonic,
+        consent: Consent = anyone,
+        renewing: Renewing = nobody,
     ) -> None:
         self.lock, self.run, self.journal, self.spool = lock, run, journal, spool
         self.state, self.reason = RunState.RUNNING, ""
         self._emit, self._monotonic = emit, monotonic
+        self._consent, self._renewing = consent, renewing
         self._updates = update_signature(lock.signature)
         self._chains = Pipeline(lock.plan.compression_pipeline.uplink).chains(self._updates)
         self._outgoing = Outgoing(spool, len(lock.plan.collaborators))
@@ -209,6 +230,7 @@ class Aggregator:
 
     async def hello(self, peer: Peer, hello: Hello) -> Welcome:
         self._admit(peer, hello.stamp, greeting=True)
+        self._consents(peer, hello.approval)
         self._seen(peer.name)
         facts = json.dumps(dict(hello.facts), sort_keys=True)
         await asyncio.to_thread(self.journal.set_facts, {f"site {peer.name}": facts})
@@ -318,6 +340,11 @@ class Aggregator:
         fields |= {"direction": direction, "payload": payload, "bytes": size, "raw": raw}
         self._emit("transfer", {**fields, "seconds": self._monotonic() - began})
 
+    async def renew(self, peer: Peer, renew: Renew) -> Renewed:
+        self._admit(peer, renew.stamp, greeting=True)
+        chain, anchors = await self._renewing(renew.request, peer)
+        return Renewed(self._stamp(renew.stamp), chain, anchors)
+
     async def report(self, peer: Peer, report: Report) -> Verdict:
         self._admit(peer, report.stamp)
         open = await self._offered(report.ask)
@@ -351,8 +378,17 @@ class Aggregator:
 
     def _admit(self, peer: Peer, stamp: Stamp, *, greeting: bool = False) -> None:
         """Refuse whoever does not belong here, and say so once."""
-        try:
+        with self._telling(peer):
             admit(self.lock, "" if greeting else self.run, peer, stamp)
+
+    def _consents(self, peer: Peer, approval: bytes) -> None:
+        with self._telling(peer):
+            self._consent(peer, approval)
+
+    @contextmanager
+    def _telling(self, peer: Peer) -> Iterator[None]:
+        try:
+            yield
         except PolicyError as error:
             if (peer.name, error.code) not in self._refused:
                 self._refused.add((peer.name, error.code))

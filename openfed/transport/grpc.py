@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -34,6 +34,8 @@ from openfed.wire.messages import (
     Peer,
     Pull,
     Push,
+    Renew,
+    Renewed,
     Report,
     Verdict,
     Welcome,
@@ -44,6 +46,9 @@ ANSWER_S = 60.0
 """How long a call may take beyond what it asks for."""
 GRACE_S = 0.5
 """How long calls in flight may go on when the server ends."""
+LOOK_S = 1.0
+"""How often it is asked whether the peers of open calls are still admitted: a block may never
+come."""
 
 WINDOW = 128 << 10
 """Bytes of one stream that may come before they are asked for. What is asked for is a whole block,
@@ -100,8 +105,11 @@ async def serve(
     *,
     now: Callable[[], float] = time.time,
     denied: Callable[[Peer], bool] = lambda peer: False,
+    current: Callable[[], Identity] | None = None,
 ) -> AsyncGenerator[Server, None]:
-    """Serves until the block ends. `now` in seconds since the epoch; `denied` is asked per call.
+    """Serves until the block ends. `now` in seconds since the epoch; `denied` is asked per call
+    and block, and every `LOOK_S` of open calls; `current`, at every handshake, for the identity to
+    show once it is another than `identity`.
 
     Raises T02 (port in use), T03 (cannot listen), T13 (address), C09 (not an aggregator).
     """
@@ -111,18 +119,36 @@ async def serve(
     server = grpc.aio.server(options=_SERVER)
     endpoint = _Endpoint(service, identity.peer.federation, now, denied, Turns())
     server.add_generic_rpc_handlers((endpoint.methods(),))
-    credentials = grpc.ssl_server_credentials(
-        [(identity.key_pem, identity.chain_pem)], identity.authority_pem, require_client_auth=True
-    )
+    credentials = _server_credentials(identity, current or (lambda: identity))
     try:
         port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise _cannot_listen(listen) from error
     await server.start()
+    looking = asyncio.create_task(endpoint.look())
     try:
         yield Server(port)
     finally:
+        looking.cancel()
         await server.stop(GRACE_S)
+
+
+def _server_credentials(first: Identity, current: Callable[[], Identity]) -> Any:
+    """What handshakes use; those of open connections stay as they are."""
+    shown = first
+
+    def configuration(identity: Identity) -> Any:
+        pair = (identity.key_pem, identity.chain_pem)
+        return grpc.ssl_server_certificate_configuration([pair], identity.authority_pem)
+
+    def fetch() -> Any:  # in a thread of gRPC; None: as before
+        nonlocal shown
+        if (found := current()) == shown:
+            return None
+        shown = found
+        return configuration(found)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(first), fetch, True)
 
 
 def _cannot_listen(listen: str) -> TransportError:
@@ -153,6 +179,37 @@ class _Endpoint:
     now: Callable[[], float]
     denied: Callable[[Peer], bool]
     turns: Turns
+    calls: dict["asyncio.Task[Any]", Peer] = field(default_factory=dict)
+    faults: dict["asyncio.Task[Any]", CertificateError] = field(default_factory=dict)
+
+    async def look(self) -> None:
+        """End the calls of peers that have been revoked, or whose certificate has expired."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for call, peer in list(self.calls.items()):
+                try:
+                    self._check(peer)
+                except CertificateError as error:
+                    self.faults.setdefault(call, error)
+                    call.cancel()
+
+    @asynccontextmanager
+    async def _called(self, context: Any) -> AsyncGenerator[Peer, None]:
+        """The peer of a call, which ends with an error for it to read, also when it is cut."""
+        call = asyncio.current_task()
+        assert call
+        async with _crossing(context):
+            peer = self.calls[call] = self._peer(context)
+            try:
+                yield peer
+            except asyncio.CancelledError:
+                if (fault := self.faults.get(call)) is None:
+                    raise  # the peer has gone, or the server ends
+                call.uncancel()
+                raise fault from None
+            finally:
+                del self.calls[call]
+                self.faults.pop(call, None)
 
     def methods(self) -> Any:
         unary = grpc.unary_unary_rpc_method_handler
@@ -162,6 +219,7 @@ class _Endpoint:
                 "Hello": unary(self._unary(Hello, self.service.hello)),
                 "Next": unary(self._unary(Next, self.service.next)),
                 "Report": unary(self._unary(Report, self.service.report)),
+                "Renew": unary(self._unary(Renew, self.service.renew)),
                 "Pull": grpc.unary_stream_rpc_method_handler(self._pull),
                 "Push": grpc.stream_stream_rpc_method_handler(self._push),
             },
@@ -169,8 +227,7 @@ class _Endpoint:
 
     def _unary(self, kind: type[M], method: Callable[[Peer, M], Awaitable[A]]) -> Any:
         async def handle(data: bytes, context: Any) -> bytes:
-            async with _crossing(context):
-                peer = self._peer(context)
+            async with self._called(context) as peer:
                 answer = await method(peer, decode(kind, data))
                 self._check(peer)  # the call may have been held for long
                 return encode(answer)
@@ -179,8 +236,7 @@ class _Endpoint:
         return handle
 
     async def _pull(self, data: bytes, context: Any) -> None:
-        async with _crossing(context):
-            peer = self._peer(context)
+        async with self._called(context) as peer:
             pull = decode(Pull, data)
             framed = write_blocks(self.service.pull(peer, pull))
             async with ending(framed):
@@ -194,8 +250,7 @@ class _Endpoint:
                         del block  # or each of many streams would hold one while it waits
 
     async def _push(self, _: object, context: Any) -> None:
-        async with _crossing(context):
-            peer = self._peer(context)
+        async with self._called(context) as peer:
             first = await context.read()
             if first is grpc.aio.EOF:
                 raise WireError("W10", "Push: expected a Push, found the end of the stream")
@@ -205,6 +260,8 @@ class _Endpoint:
             try:
                 verdict = await self._taken(peer, push, offset, context)
             except asyncio.CancelledError:
+                if asyncio.current_task() in self.faults:
+                    await context.write(b"")  # PushEnd, for a client that is about to write
                 raise
             except BaseException:
                 await _end_of_push(context)
@@ -304,13 +361,25 @@ class GrpcLink:
         self._now = now
         self._verified = False
         self._verifying = asyncio.Lock()
+        self._channel, self._draining = self._dialled(identity), set[asyncio.Task[None]]()
+
+    def _dialled(self, identity: Identity) -> Any:
         credentials = grpc.ssl_channel_credentials(
             identity.authority_pem, identity.key_pem, identity.chain_pem
         )
-        named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
-        self._channel = grpc.aio.secure_channel(
-            f"dns:///{address}", credentials, options=(*_CLIENT, *named)
+        name = self._server_name
+        named = (("grpc.ssl_target_name_override", name),) if name else ()
+        return grpc.aio.secure_channel(
+            f"dns:///{self._address}", credentials, options=(*_CLIENT, *named)
         )
+
+    def show(self, identity: Identity) -> None:
+        """From now on dial with another certificate; calls in flight end on the old connection."""
+        left = max(0.0, self._identity.peer.not_after - self._now())
+        old = asyncio.create_task(self._channel.close(left))
+        self._draining.add(old)
+        old.add_done_callback(self._draining.discard)
+        self._identity, self._channel = identity, self._dialled(identity)
 
     async def hello(self, hello: Hello) -> Welcome:
         return await self._unary("Hello", hello, Welcome, ANSWER_S)
@@ -320,6 +389,9 @@ class GrpcLink:
 
     async def report(self, report: Report) -> Verdict:
         return await self._unary("Report", report, Verdict, ANSWER_S)
+
+    async def renew(self, renew: Renew) -> Renewed:
+        return await self._unary("Renew", renew, Renewed, ANSWER_S)
 
     async def pull(self, pull: Pull) -> Blocks:
         await self._verify_server()
@@ -350,6 +422,9 @@ class GrpcLink:
         return decode(Verdict, answer) if answer else await self.report(await report())
 
     async def close(self) -> None:
+        for old in self._draining:
+            old.cancel()
+        await asyncio.gather(*self._draining, return_exceptions=True)
         await self._channel.close()
 
     async def _unary(self, name: str, message: object, kind: type[A], timeout_s: float) -> A:

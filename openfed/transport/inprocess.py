@@ -11,7 +11,19 @@ from typing import TypeVar
 from openfed.transport.base import Blocks, Reporting, Service
 from openfed.wire.blocks import ending, read_blocks, write_blocks
 from openfed.wire.convert import decode, decode_offset, encode, encode_offset
-from openfed.wire.messages import Hello, Next, Orders, Peer, Pull, Push, Report, Verdict, Welcome
+from openfed.wire.messages import (
+    Hello,
+    Next,
+    Orders,
+    Peer,
+    Pull,
+    Push,
+    Renew,
+    Renewed,
+    Report,
+    Verdict,
+    Welcome,
+)
 
 M = TypeVar("M")
 
@@ -45,6 +57,9 @@ class InProcess:
 
     async def report(self, report: Report) -> Verdict:
         return _passed(await self.service.report(self.peer, _passed(report)))
+
+    async def renew(self, renew: Renew) -> Renewed:
+        return _passed(await self.service.renew(self.peer, _passed(renew)))
 
     async def close(self) -> None:
         pass

@@ -10,9 +10,20 @@ from typing import TypeVar
 from openfed.errors import TransportError
 from openfed.transport.base import Blocks, Link, Reporting
 from openfed.wire.blocks import ending
-from openfed.wire.messages import Hello, Next, Orders, Pull, Push, Report, Verdict, Welcome
+from openfed.wire.messages import (
+    Hello,
+    Next,
+    Orders,
+    Pull,
+    Push,
+    Renew,
+    Renewed,
+    Report,
+    Verdict,
+    Welcome,
+)
 
-M = TypeVar("M", Hello, Next, Pull, Push, Report)
+M = TypeVar("M", Hello, Next, Pull, Push, Report, Renew)
 A = TypeVar("A")
 
 _random = SystemRandom().random
@@ -60,6 +71,9 @@ class _Retrying:
 
     async def report(self, report: Report) -> Verdict:
         return await self._until_done(self.link.report, report)
+
+    async def renew(self, renew: Renew) -> Renewed:
+        return await self._until_done(self.link.renew, renew)
 
     async def pull(self, pull: Pull) -> Blocks:
         pauses = _Pauses(self)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from openfed.errors import WireError
 from openfed.parse import DIGEST, strict_json
+from openfed.pki.request import Request
 from openfed.typing import Json
 from openfed.wire import federation_pb2 as pb
 from openfed.wire.messages import (
@@ -29,6 +30,8 @@ from openfed.wire.messages import (
     Payload,
     Pull,
     Push,
+    Renew,
+    Renewed,
     Report,
     Ruling,
     RunState,
@@ -43,6 +46,7 @@ E = TypeVar("E", bound=StrEnum)
 MOST_MESSAGE = 1 << 20  # bytes
 MOST_ID, MOST_TEXT, MOST_TRACEBACK, MOST_ITEMS, MOST_SETTINGS = 200, 4_000, 20_000, 1_024, 1 << 18
 MOST_SIZE = 1 << 50  # bytes of a blob
+MOST_PEM = 64 << 10  # bytes of a request, a chain, roots
 MOST_ROUND = 1 << 31
 MOST_SECONDS = 1e9
 
@@ -107,7 +111,7 @@ def _to_stamp(stamp: Stamp) -> pb.Stamp:
 
 def _to_hello(hello: Hello) -> pb.Hello:
     facts = {key: _clean(value, MOST_ID) for key, value in hello.facts.items()}
-    return pb.Hello(stamp=_to_stamp(hello.stamp), facts=facts)
+    return pb.Hello(stamp=_to_stamp(hello.stamp), facts=facts, approval=hello.approval)
 
 
 def _to_welcome(welcome: Welcome) -> pb.Welcome:
@@ -186,6 +190,22 @@ def _to_verdict(verdict: Verdict) -> pb.Verdict:
     )
 
 
+def _to_renew(renew: Renew) -> pb.Renew:
+    asked = renew.request
+    return pb.Renew(
+        stamp=_to_stamp(renew.stamp),
+        csr=asked.csr,
+        identity=asked.identity,
+        signature=asked.signature,
+    )
+
+
+def _to_renewed(renewed: Renewed) -> pb.Renewed:
+    return pb.Renewed(
+        stamp=_to_stamp(renewed.stamp), chain=renewed.chain, anchors=renewed.anchors
+    )
+
+
 def _to_state(state: RunState) -> str:
     return pb.RunState.Name(list(RunState).index(state) + 1)
 
@@ -223,7 +243,9 @@ def _from_hello(found: pb.Hello) -> Hello:
         _refuse("Hello.facts", f"at most {MOST_ITEMS}", f"{len(facts)}")
     for key, value in facts.items():
         _text(f"Hello.facts.{_id('Hello.facts', key)}", value, MOST_ID)
-    return Hello(_from_stamp("Hello", found), facts)
+    return Hello(
+        _from_stamp("Hello", found), facts, _bytes("Hello.approval", found.approval, MOST_TEXT)
+    )
 
 
 def _from_welcome(found: pb.Welcome) -> Welcome:
@@ -333,6 +355,21 @@ def _from_verdict(found: pb.Verdict) -> Verdict:
     )
 
 
+def _from_renew(found: pb.Renew) -> Renew:
+    csr = _bytes("Renew.csr", found.csr, MOST_PEM)
+    identity = _bytes("Renew.identity", found.identity, 32)
+    signature = _bytes("Renew.signature", found.signature, 64)
+    return Renew(_from_stamp("Renew", found), Request(csr, identity, signature))
+
+
+def _from_renewed(found: pb.Renewed) -> Renewed:
+    return Renewed(
+        _from_stamp("Renewed", found),
+        _bytes("Renewed.chain", found.chain, MOST_PEM),
+        _bytes("Renewed.anchors", found.anchors, MOST_PEM),
+    )
+
+
 # -- the checks ------------------------------------------------------------------------------------
 
 
@@ -346,6 +383,12 @@ def _text(where: str, text: str, most: int) -> str:
     if _CONTROL.search(text):
         _refuse(where, "text", "control characters")
     return text
+
+
+def _bytes(where: str, data: bytes, most: int) -> bytes:
+    if len(data) > most:
+        _refuse(where, f"at most {most} bytes", f"{len(data)}")
+    return data
 
 
 def _id(where: str, text: str, *, empty: bool = False) -> str:
@@ -414,6 +457,8 @@ _TO: Mapping[type, Callable[[Any], Message]] = {
     Push: _to_push,
     Report: _to_report,
     Verdict: _to_verdict,
+    Renew: _to_renew,
+    Renewed: _to_renewed,
 }
 
 _FROM: Mapping[type, tuple[Any, Callable[[Any], object]]] = {
@@ -425,4 +470,6 @@ _FROM: Mapping[type, tuple[Any, Callable[[Any], object]]] = {
     Push: (pb.Push, _from_push),
     Report: (pb.Report, _from_report),
     Verdict: (pb.Verdict, _from_verdict),
+    Renew: (pb.Renew, _from_renew),
+    Renewed: (pb.Renewed, _from_renewed),
 }

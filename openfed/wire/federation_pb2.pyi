@@ -60,7 +60,7 @@ class Stamp(_message.Message):
     def __init__(self, federation: _Optional[str] = ..., run: _Optional[str] = ..., plan_digest: _Optional[str] = ..., operation: _Optional[str] = ..., attempt: _Optional[int] = ..., major: _Optional[int] = ..., minor: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("stamp", "facts")
+    __slots__ = ("stamp", "facts", "approval")
     class FactsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -70,9 +70,11 @@ class Hello(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     STAMP_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
     stamp: Stamp
     facts: _containers.ScalarMap[str, str]
-    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    approval: bytes
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., facts: _Optional[_Mapping[str, str]] = ..., approval: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("stamp", "state", "lease_s")
@@ -205,6 +207,28 @@ class Report(_message.Message):
     size: int
     failure: Failure
     def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., ask: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Renew(_message.Message):
+    __slots__ = ("stamp", "csr", "identity", "signature")
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    stamp: Stamp
+    csr: bytes
+    identity: bytes
+    signature: bytes
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., csr: _Optional[bytes] = ..., identity: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Renewed(_message.Message):
+    __slots__ = ("stamp", "chain", "anchors")
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    stamp: Stamp
+    chain: bytes
+    anchors: bytes
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., chain: _Optional[bytes] = ..., anchors: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("stamp", "ruling", "code", "message")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from openfed.pki.peer import Peer as Peer
+from openfed.pki.request import Request
 from openfed.typing import Json
 
 PROTOCOL = (2, 0)
@@ -62,6 +63,7 @@ class Stamp:
 class Hello:
     stamp: Stamp
     facts: Mapping[str, str] = field(default_factory=dict)  # versions, isolation level; for people
+    approval: bytes = b""  # of the plan, signed by the site; empty in a trial
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,19 @@ class Ruling(StrEnum):
     DUPLICATE = "duplicate"
     LATE = "late"
     REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Renew:
+    stamp: Stamp
+    request: Request
+
+
+@dataclass(frozen=True)
+class Renewed:
+    stamp: Stamp
+    chain: bytes  # PEM, the leaf first
+    anchors: bytes  # PEM: the roots to trust from now on
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from openfed.errors import (
     UsageError,
     WireError,
 )
+from openfed.pki.request import Request
 from openfed.wire.messages import (
     ENOUGH,
     Assignment,
@@ -26,6 +27,8 @@ from openfed.wire.messages import (
     Payload,
     Pull,
     Push,
+    Renew,
+    Renewed,
     Report,
     Ruling,
     RunState,
@@ -57,6 +60,9 @@ ORDERS = Orders(
 
 REPORT = Report(STAMP, "ask-1", DIGEST, 9)
 TOO_LATE = Verdict(STAMP, Ruling.LATE, "T12", "too late")
+
+
+ASKED = Renew(STAMP, Request(b"csr", b"i" * 32, b"s" * 64))
 
 
 async def reported():
@@ -121,6 +127,10 @@ class Shelf:
     async def report(self, peer, report):
         self.note(peer, report)
         return TOO_LATE
+
+    async def renew(self, peer, renew):
+        self.note(peer, renew)
+        return Renewed(STAMP, b"chain", b"anchors")
 
 
 @pytest.fixture
@@ -370,7 +380,16 @@ NONSENSE = {
         Push(STAMP, "a", "../b"), lambda o: blocks_of(b"x", o), reported
     ),
     "report": lambda link: link.report(Report(STAMP, "ask-1")),
+    "renew": lambda link: link.renew(Renew(STAMP, Request(b"csr", b"x" * 33, b""))),
 }
+
+
+def test_a_renewal_passes(run):
+    async def body(shelf, link):
+        assert await link.renew(ASKED) == Renewed(STAMP, b"chain", b"anchors")
+        assert shelf.seen == [("one", ASKED)]
+
+    run(body)
 
 
 @pytest.mark.parametrize("call", NONSENSE)
@@ -410,6 +429,7 @@ CALLS = {
         Push(STAMP, "ask-1", "upload"), lambda offset: blocks_of(BODY, offset), reported
     ),
     "report": lambda link: link.report(Report(STAMP, "ask-1", DIGEST, 9)),
+    "renew": lambda link: link.renew(ASKED),
 }
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from openfed.errors import CertificateError, OpenFedError, PolicyError, TransportError
-from openfed.pki.files import load_identity
+from openfed.pki.authority import Enrolment
+from openfed.pki.files import install, load_identity, make_request
+from openfed.pki.office import open_office
 from openfed.transport import crossing
 from openfed.transport.address import split_address
 from openfed.transport.environment import SETTINGS, grpc
@@ -47,10 +51,13 @@ class Service:
         self.polled = asyncio.Event()
         self.news = asyncio.Event()
         self.stored = 0
+        self.ended = False
+        self.greeted = []  # serials
 
     async def hello(self, peer, hello):
         if hello.facts.get("break"):
             raise KeyError("a secret detail")
+        self.greeted.append(peer.serial)
         return Welcome(STAMP, RunState.RUNNING, 1.0)
 
     async def next(self, peer, next):
@@ -66,11 +73,16 @@ class Service:
         return 0
 
     async def push_blocks(self, peer, push, offset, blocks):
-        async for block in blocks:
-            self.stored += len(block)
+        try:
+            async for block in blocks:
+                self.stored += len(block)
+        finally:
+            self.ended = True
 
     async def report(self, peer, report):
         raise NotImplementedError
+
+    renew = report
 
 
 class World:
@@ -408,3 +420,98 @@ def test_a_block_has_at_most_four_mebibytes(cert, size):
             assert caught.value.details() == "W13" and service.stored == size  # and no report
 
     run(body, cert)
+
+
+@CHANGES
+@pytest.mark.parametrize("way", ["push", "next"])
+def test_a_peer_that_is_silent_is_cut_off(cert, change, code, way):
+    """No block comes any more, and no answer is due: what is open ends all the same."""
+
+    async def body(service, world, link):
+        async def stalled(offset):
+            yield b"x" * MIB
+            await asyncio.Event().wait()
+
+        await link.hello(Hello(STAMP))
+        if way == "push":
+            call = asyncio.create_task(link.push(Push(STAMP, "ask", "upload"), stalled, never))
+            while not service.stored:
+                await asyncio.sleep(0.001)
+        else:
+            call = asyncio.create_task(link.next(Next(STAMP, 60.0)))
+            await service.polled.wait()
+        begun = time.monotonic()
+        change(world)
+        if way == "push":  # the client reads only once it writes: look at the server's side
+            while not service.ended:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            with pytest.raises(CertificateError, match=f"^{code} "):
+                await link.hello(Hello(STAMP))
+        else:
+            with pytest.raises(CertificateError, match=f"^{code} "):
+                await call
+        assert time.monotonic() - begun < 5
+
+    run(body, cert)
+
+
+def renewed(cert, folder, name, role="collaborator", hosts=()):
+    """The identity of a node whose certificate was issued anew, in a folder of its own."""
+    shutil.copytree(cert, folder / "cert")
+    office = open_office(folder / "cert")
+    enrolment = Enrolment("fed", role, name, hosts)
+    chain = office.certify(make_request(folder / "cert", name), enrolment, time.time())
+    install(folder / "cert", name, chain, office.anchors())
+    return load_identity(folder / "cert", name)
+
+
+def test_a_link_shows_a_renewed_certificate_and_what_was_going_on_goes_on(cert, tmp_path):
+    async def body(service, world, link):
+        await link.hello(Hello(STAMP))
+        blocks = link.pull(Pull(STAMP, DIGEST))
+        await anext(blocks)
+        poll = asyncio.create_task(link.next(Next(STAMP, 60.0)))
+        await service.polled.wait()
+        new = renewed(cert, tmp_path, "one")
+        link.show(new)
+        await link.hello(Hello(STAMP))
+        for _ in range(8):
+            assert len(await anext(blocks)) == MIB
+        await blocks.aclose()
+        service.news.set()
+        assert (await poll).state is RunState.RUNNING
+        before = load_identity(cert, "one").peer.serial
+        assert service.greeted == [before, new.peer.serial] and before != new.peer.serial
+
+    run(body, cert)
+
+
+def test_a_server_shows_a_renewed_certificate_to_whoever_comes_next(cert, tmp_path):
+    async def main():
+        first = load_identity(cert, "aggregator")
+        shown = [first]
+        async with serve(Service(), first, "127.0.0.1:0", current=lambda: shown[0]) as server:
+            address = f"localhost:{server.port}"
+            old = GrpcLink(address, load_identity(cert, "one"))
+            await old.hello(Hello(STAMP))
+            shown[0] = renewed(cert, tmp_path, "aggregator", "aggregator", ("localhost",))
+            new = GrpcLink(address, load_identity(cert, "two"))
+            await new.hello(Hello(STAMP))
+            await old.hello(Hello(STAMP))
+            assert await asyncio.to_thread(serial_at, server.port, cert) == shown[0].peer.serial
+            await old.close()
+            await new.close()
+
+    asyncio.run(main())
+
+
+def serial_at(port, cert):
+    context = ssl.create_default_context(cafile=cert / "authority.pem")
+    context.load_cert_chain(cert / "one" / "chain.pem", cert / "one" / "node.key")
+    with (
+        socket.create_connection(("localhost", port), 5) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as tls,
+    ):
+        return int(tls.getpeercert()["serialNumber"], 16)

@@ -61,7 +61,7 @@ class Service:
     async def hello(self, peer, hello):
         return Welcome(HELLO.stamp, RunState.RUNNING, 1.0)
 
-    next = report = pull = push_offset = push_blocks = hello
+    next = report = renew = pull = push_offset = push_blocks = hello
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from openfed.errors import PolicyError, TransportError, WireError
 from openfed.flow.offers import Offers
 from openfed.node.agent import Agent
 from openfed.node.trainer import DirectTrainer
+from openfed.plan.site import Site
 from openfed.store.local import RESIDUAL, TASK, LocalStore
 from openfed.store.packets import open_packet
 from openfed.tensors.frame import Held, blocks
@@ -102,7 +103,7 @@ class Script:
 def play(lab, tmp_path):
     """Runs `await body(script, start)`; `start()` is an agent's life as a task."""
 
-    def run(body, toy=None, more=""):
+    def run(body, toy=None, more="", site=None):
         async def main():
             here = lab({"one": toy or lab.toy(1.0, 10), "two": None}, more=more)
             script = Script(here, tmp_path)
@@ -110,7 +111,10 @@ def play(lab, tmp_path):
             def start():
                 trainer = DirectTrainer(here.toys["one"])
                 folder = lambda run: tmp_path / "mine" / run  # noqa: E731
-                agent = Agent("one", here.lock, script, trainer, folder, lambda text: None)
+                own = Site.model_validate({"name": "one", "data": 0, **site}) if site else None
+                agent = Agent(
+                    "one", here.lock, script, trainer, folder, lambda text: None, site=own
+                )
                 return asyncio.create_task(agent.run())
 
             script.toy = here.toys["one"]
@@ -466,6 +470,147 @@ def test_a_residual_is_adopted_with_an_accepted_update_only(play, tmp_path, ruli
         assert list(kept) == ["w"] and kept["w"].tobytes() == residual.tobytes()
 
     play(body, more=FEEDBACK)
+
+
+# -- what the site itself has set ------------------------------------------------------------------
+
+
+def test_nothing_of_the_update_passes_the_sites_filters_by(play):
+    async def body(script, start):
+        life = start()
+        script.order(script.assignment())
+        await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await life
+        head, update = script.reply()
+        assert np.linalg.norm(update["w"]) == pytest.approx(0.5, rel=1e-5)
+        assert update["bn.count"] == 0 and not update["bn.mean"].any()
+        assert not [name for name in head.numbers if name.startswith("metrics/")]
+        assert head.numbers["n"] == (10.0,)
+
+    filters = [{"drop": ["bn.*"]}, {"clip_norm": 0.5}]
+    play(body, site={"filters": filters, "limits": {"metrics": []}})
+
+
+def test_what_is_clipped_together_with_a_residual_is_within_the_norm(play):
+    async def body(script, start):
+        life = start()
+        for number in range(4):
+            script.order(script.assignment(f"ask{number}"))
+            await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await life
+        norms = [np.linalg.norm(script.reply(number)[1]["w"]) for number in range(4)]
+        assert min(norms) > 0 and max(norms) <= 0.5
+
+    play(body, more=FEEDBACK, site={"filters": [{"clip_norm": 0.5}]})
+
+
+NOISY = {"filters": [{"noise": {"std": 1.0}}]}
+
+
+def test_noise_is_drawn_once_and_no_byte_leaves_before_it_is_committed(play, tmp_path):
+    async def body(script, start):
+        seen, sent = [], asyncio.Event()
+        push = script.push
+
+        async def looks(given, blocks, report):
+            with contextlib.closing(sqlite3.connect(tmp_path / "mine/r1/local.sqlite")) as db:
+                seen.append(db.execute("select digest from replies").fetchall())
+            sent.set()
+            return await push(given, blocks, report)
+
+        script.hold.clear()
+        script.push = looks
+        life = start()
+        script.order(script.assignment())
+        first = await script.reports.get()
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        script.hold.set()
+        script.verdict = Ruling.LATE
+        again = start()
+        second = await script.reports.get()
+        script.order(script.assignment("ask2", "validate"))
+        await script.reports.get()
+        script.order(script.assignment())  # ruled on: not made a second time, with other noise
+        refused = await script.reports.get()
+        script.order(state=RunState.COMPLETED)
+        await again
+        assert seen[0] == [(first.digest,)]
+        assert script.pushed[0] == script.pushed[1] and first.digest == second.digest
+        assert refused.failure.code == "K32"
+        assert [name for name, *_ in script.toy.seen] == ["train", "validate"]
+
+    play(body, site=NOISY)
+
+
+def test_a_task_that_takes_longer_than_the_site_allows_is_stopped(play):
+    held = threading.Event()
+
+    async def body(script, start):
+        script.toy.breaks = lambda toy, task: held.wait(20)
+        try:
+            life = start()
+            script.order(script.assignment())
+            report = await script.reports.get()
+            assert report.failure.code == "K30" and not script.pushes
+            held.set()
+            script.order(script.assignment("ask2", "validate"))
+            assert (await script.reports.get()).failure is None
+            script.order(state=RunState.COMPLETED)
+            await life
+        finally:
+            held.set()
+
+    play(body, site={"limits": {"seconds": "0.2s"}})
+
+
+def test_a_training_with_too_few_samples_leaves_nothing(play):
+    async def body(script, start):
+        life = start()
+        script.order(script.assignment())
+        report = await script.reports.get()
+        assert report.failure.code == "K31" and "10" not in report.failure.message
+        assert not report.failure.traceback and not script.pushes
+        script.order(script.assignment("ask2", "validate"))
+        assert (await script.reports.get()).failure is None
+        script.order(state=RunState.COMPLETED)
+        await life
+
+    play(body, site={"limits": {"samples": 11}})
+
+
+def test_a_site_leaves_the_run_before_it_has_sent_too_much_also_when_it_is_started_again(play):
+    async def body(script, start):
+        life = start()
+        script.order(script.assignment())
+        await script.reports.get()
+        assert len(script.pushed[0]) < 700 < 2 * len(script.pushed[0])
+        script.order(script.assignment("ask2"))
+        report = await script.reports.get()
+        with pytest.raises(PolicyError, match="R34"):
+            await life
+        assert report.failure.code == "R34" and len(script.pushes) == 1
+        again = start()
+        script.order(script.assignment("ask3"))
+        with pytest.raises(PolicyError, match="R34"):
+            await again
+        assert len(script.pushes) == 1
+
+    play(body, site={"limits": {"bytes_out": "700B"}})
+
+
+def test_a_site_trains_in_no_more_rounds_than_it_allows(play):
+    async def body(script, start):
+        life = start()
+        script.order(script.assignment(round=3))
+        with pytest.raises(PolicyError, match="R30"):
+            await life
+        assert (await script.reports.get()).failure.code == "R30"
+        assert not script.toy.seen and not script.pushes
+
+    play(body, site={"limits": {"rounds": 2}})
 
 
 # -- what is pulled --------------------------------------------------------------------------------

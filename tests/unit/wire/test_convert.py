@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openfed.errors import WireError
+from openfed.pki.request import Request
 from openfed.wire import federation_pb2 as pb
 from openfed.wire.blocks import MOST_BLOCK, read_blocks, write_blocks
 from openfed.wire.convert import (
@@ -33,6 +34,8 @@ from openfed.wire.messages import (
     Payload,
     Pull,
     Push,
+    Renew,
+    Renewed,
     Report,
     Ruling,
     RunState,
@@ -68,6 +71,9 @@ MESSAGES = [
     Report(STAMP, "ask", DIGEST, 7),
     Report(STAMP, "ask", failure=Failure("K01", "it broke", "line 1\n\tline 2")),
     Verdict(STAMP, Ruling.LATE, "R01", "too late"),
+    Hello(STAMP, {}, b'{"digest": "0"}'),
+    Renew(STAMP, Request(b"csr", b"i" * 32, b"s" * 64)),
+    Renewed(STAMP, b"chain", b"roots"),
 ]
 
 

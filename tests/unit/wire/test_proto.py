@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 FIELDS = """
 Block
 Stamp 1:federation 2:run 3:plan_digest 4:operation 5:attempt 6:major 7:minor 8:capabilities
-Hello 1:stamp 2:facts
+Hello 1:stamp 2:facts 3:approval
 Welcome 1:stamp 2:state 3:lease_s
 Payload 1:name 2:digest 3:size 4:blobs
 Blob 1:digest 2:size 3:base
@@ -29,6 +29,8 @@ PushEnd
 Failure 1:code 2:message 3:traceback
 Report 1:stamp 2:ask 3:digest 4:size 5:failure
 Verdict 1:stamp 2:ruling 3:code 4:message
+Renew 1:stamp 2:csr 3:identity 4:signature
+Renewed 1:stamp 2:chain 3:anchors
 """
 ENUMS = """
 RunState 0:UNSPECIFIED 1:WAITING 2:RUNNING 3:COMPLETED 4:FAILED 5:ABORTED
@@ -40,6 +42,7 @@ Next .openfed.v1.Next -> .openfed.v1.Orders
 Pull .openfed.v1.Pull -> stream .openfed.v1.Block
 Push stream .openfed.v1.Block -> stream .openfed.v1.PushOffset
 Report .openfed.v1.Report -> .openfed.v1.Verdict
+Renew .openfed.v1.Renew -> .openfed.v1.Renewed
 """
 
 
