@@ -10,7 +10,16 @@ from openfed.files import shipped
 TEMPLATES = shipped("workspace_templates")
 
 NOT_COPIED = shutil.ignore_patterns(
-    "__pycache__", "*.pyc", ".ipynb_checkpoints", "cert", "save", "logs", "runs", "plan.lock", ".*"
+    "__pycache__",
+    "*.pyc",
+    ".ipynb_checkpoints",
+    "cert",
+    "save",
+    "logs",
+    "runs",
+    "approved",
+    "plan.lock",
+    ".*",
 )
 
 
@@ -95,12 +104,16 @@ def create(prefix: Path, template: str) -> tuple[Path, ...]:
 
 PURPOSES = (
     ("plan/plan.lock", "the plan frozen: digest, code, initial model; goes to every site"),
+    ("plan/plan.sig", "who signed the plan; goes to every site"),
     ("plan", "what will happen, for everyone to read and approve; goes to every site"),
     ("src", "your code: runs at every site, never at the aggregator; goes to every site"),
     ("requirements.txt", "what your code imports; goes to every site"),
     ("local.yaml", "where each site's data is, for runs on this machine; stays here"),
+    ("site.yaml", "what only this site decides; stays here"),
+    ("approved", "what this site approved, and copies for later comparison; stays here"),
     ("save", "the model, for anyone you give it to"),
     ("cert/authority.pem", "the authority's certificate, public; goes to every node"),
+    ("cert/roster.json", "who takes part and who no longer does, signed; public"),
     ("cert/authority", "the authority's key: stays here, and decides who may take part"),
     ("cert", "this node's keys and certificate: never anyone else's"),
     ("logs", "what happened; stays here"),

@@ -16,12 +16,14 @@ from openfed.errors import OpenFedError, TaskError
 COMMANDS = {
     "run": "Run the whole federation of this workspace on this machine.",
     "demo": "Create a workspace from the template NAME in a temporary folder, and run it.",
-    "workspace": "Create a workspace; list the templates.",
-    "plan": "Initialize, check, show and explain the plan.",
-    "aggregator": "Start the aggregator of this workspace.",
-    "collaborator": "Start one collaborator of this workspace.",
+    "workspace": "Create, export and import a workspace; certify its authority; come from OpenFL.",
+    "plan": "Initialize, check, explain, sign and compare the plan.",
+    "aggregator": "Certify and start the aggregator of this workspace.",
+    "collaborator": "Certify, approve for and start one collaborator of this workspace.",
+    "pki": "Show, renew and revoke the federation's certificates; replace its root.",
     "model": "Convert and inspect model files.",
     "status": "Say where the latest run of this workspace stands.",
+    "doctor": "Look for what would keep this node from taking part, and say what to do about it.",
     "explain": "Explain an error code: what it means, and what to do.",
 }
 """Name and summary; the command is the attribute `command` of `openfed.cli.<name>`."""

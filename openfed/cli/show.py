@@ -1,9 +1,10 @@
 """How results look on standard output; everything that is not a result goes to standard error."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,9 @@ from openfed.launch.result import Result
 from openfed.observe.text import clean, number, one_line, plural, transferred
 from openfed.observe.view import Moved
 from openfed.workspace import purpose
+
+if TYPE_CHECKING:
+    from openfed.launch.authority import Minted
 
 
 def as_json(value: Mapping[str, Any]) -> None:
@@ -64,3 +68,22 @@ def _seconds(spent: Mapping[str, float]) -> str:
     parts = f"training {spent['training']:.1f}, imports {spent['imports']:.1f}"
     own = f"openfed {spent['openfed']:.1f} ({spent['per_round']:.3f} a round)"
     return f"{spent['total']:.1f} in all: {parts}, {own}"
+
+
+def minted(made: "Minted", *, as_object: bool) -> None:
+    """A token, and what has to be known to use it."""
+    if made.replaced:
+        click.echo(f"note: the token for {made.name} that was not used is withdrawn", err=True)
+    if not made.served:
+        click.echo("note: no authority is served now; start it here: fx pki serve", err=True)
+    if as_object:
+        return as_json(made.json)
+    ends = time.strftime("%F %H:%M UTC", time.gmtime(made.ends))
+    for about, text in (
+        ("token", made.text),
+        ("pin", made.pin),
+        ("for", f"collaborator {made.name}, once, until {ends}, at {made.address}"),
+        ("Next:", f"in the workspace of {made.name}"),
+    ):
+        click.echo(f"{about:<8}{text}")
+    click.echo(made.command)
