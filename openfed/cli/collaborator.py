@@ -121,7 +121,8 @@ def _import(package: Path) -> None:
     click.echo(f"collaborator {peer.name} of {peer.federation}, certified")
     click.echo(f"authority  {fingerprint(read(workspace.cert / 'authority.pem'))}")
     show.written(workspace.root, paths)
-    click.echo(f"Next:  fx collaborator start -n {peer.name}")
+    click.echo(f"Next:  fx collaborator approve -n {peer.name}")
+    click.echo(f"then:  fx collaborator start -n {peer.name}")
 
 
 @command.command()
@@ -168,9 +169,10 @@ def _consent(
     """Show the plan and ask, where that is still needed. Raises: PolicyError."""
     from openfed.errors import PolicyError
     from openfed.launch import consent
+    from openfed.launch.sites import words_of
     from openfed.observe.text import clean
 
-    for line in consent.review(workspace, lock, site):
+    for line in consent.review(workspace, lock, site, words_of(workspace)):
         click.echo(clean(line, limit=1 << 30))
     terminal = sys.stdin.isatty()
     asked = consent.check_consent(lock, site, digest, silent=silent, terminal=terminal)
@@ -202,4 +204,5 @@ def enroll(given: str | None, token_file: "TextIO | None", ca: str) -> None:
     click.echo(f"{token.role} {token.name} of {token.federation}, certified")
     click.echo(f"authority  {ca}")
     show.written(workspace.root, paths)
-    click.echo(f"Next:  fx collaborator start -n {token.name}")
+    click.echo(f"Next:  fx collaborator approve -n {token.name}")
+    click.echo(f"then:  fx collaborator start -n {token.name}")

@@ -156,6 +156,7 @@ def explain(overrides: tuple[str, ...]) -> None:
     """Say in plain words what will run where, what travels, what stays, and who sees what."""
     from openfed.launch.consent import explained, frozen
     from openfed.launch.initial import known_signature
+    from openfed.launch.sites import words_of
     from openfed.observe.text import clean
     from openfed.plan.load import load_plan
     from openfed.workspace import open_workspace
@@ -167,7 +168,8 @@ def explain(overrides: tuple[str, ...]) -> None:
         click.echo(
             "note: plan.lock is of another plan or other code; nodes run plan.lock", err=True
         )
-    said = explained(workspace, plan, lock, known_signature(workspace, plan))
+    model = known_signature(workspace, plan)
+    said = explained(workspace, plan, lock, model, words_of(workspace))
     click.echo(clean(said, limit=WHOLE))
 
 

@@ -24,6 +24,7 @@ from openfed.plan.load import load_plan
 from openfed.plan.local import read_local
 from openfed.plan.lock import Lock
 from openfed.plan.schema import canonical
+from openfed.plan.site import remarks
 from openfed.store.runs import Mode, RunInfo, choose_run, runs
 from openfed.typing import Emit
 from openfed.wire.messages import RunState
@@ -140,6 +141,8 @@ def start_collaborator(workspace: Workspace, name: str, observe: Observe) -> int
     else:
         local = local_of(site, name)
         check_site(workspace, site, lock)
+        for line in remarks(site, lock.plan, lock):
+            note(observe, line)
     trial_certificates(workspace, lock, observe)
     approval(workspace, lock, name)
     own_runs(workspace)

@@ -9,7 +9,7 @@ from openfed.pki.peer import node_name
 from openfed.plan.load import load_plan
 from openfed.plan.local import Local
 from openfed.plan.lock import Lock
-from openfed.plan.site import Site, objections, read_site, refusal
+from openfed.plan.site import Site, in_words, objections, read_site, refusal
 from openfed.workspace import Workspace
 
 SITE = "site.yaml"
@@ -44,6 +44,12 @@ def site_of(workspace: Workspace) -> Site | None:
     """This workspace's site; None: it has no site.yaml. Raises: PlanError."""
     path = workspace.root / SITE
     return read_site(path) if path.exists() else None
+
+
+def words_of(workspace: Workspace) -> list[str]:
+    """The site's own limits and filters, for people; nothing without a site.yaml."""
+    site = site_of(workspace)
+    return in_words(site) if site else []
 
 
 def local_of(site: Site, name: str) -> Local:
