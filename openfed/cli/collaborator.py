@@ -204,5 +204,4 @@ def enroll(given: str | None, token_file: "TextIO | None", ca: str) -> None:
     click.echo(f"{token.role} {token.name} of {token.federation}, certified")
     click.echo(f"authority  {ca}")
     show.written(workspace.root, paths)
-    click.echo(f"Next:  fx collaborator approve -n {token.name}")
-    click.echo(f"then:  fx collaborator start -n {token.name}")
+    click.echo("Next:  fx collaborator approve, then fx collaborator start -n " + token.name)

@@ -231,9 +231,10 @@ class Aggregator:
     async def hello(self, peer: Peer, hello: Hello) -> Welcome:
         self._admit(peer, hello.stamp, greeting=True)
         self._consents(peer, hello.approval)
-        self._seen(peer.name)
-        facts = json.dumps(dict(hello.facts), sort_keys=True)
-        await asyncio.to_thread(self.journal.set_facts, {f"site {peer.name}": facts})
+        if hello.facts:  # none: somebody looks whether they would be admitted
+            self._seen(peer.name)
+            facts = json.dumps(dict(hello.facts), sort_keys=True)
+            await asyncio.to_thread(self.journal.set_facts, {f"site {peer.name}": facts})
         return Welcome(self._stamp(hello.stamp), self.state, LEASE_S)
 
     async def next(self, peer: Peer, next: Next) -> Orders:

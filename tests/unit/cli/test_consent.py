@@ -263,7 +263,7 @@ def test_a_person_at_a_terminal_is_asked(w: Workspace, answer: str, exit_code: i
 def test_the_site_is_the_one_of_the_workspace(call: Call, w: Workspace) -> None:
     code, _, err = call("collaborator", "approve", "--silent")
     assert code == 2 and err.startswith("P32  which site") and "farm, mill" in err
-    (w.root / "site.yaml").write_text("name: farm\n")
+    (w.root / "site.yaml").write_text("name: farm\ndata: x\n")
     assert "approved by farm" in call("collaborator", "approve", "--silent")[1]
     assert "approved by mill" in call("collaborator", "approve", "--silent", "-n", "mill")[1]
     (w.root / "site.yaml").write_text("name: [farm\n")

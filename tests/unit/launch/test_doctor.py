@@ -1,5 +1,6 @@
 """What `fx doctor` reads and says, and what it makes of a trial's workspace."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from openfed.launch.findings import (
     within,
 )
 from openfed.pki.files import ensure_federation
-from openfed.workspace import Workspace, create
+from openfed.workspace import TEMPLATES, Workspace, create
 
 MOUNTS = r"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 22 0:26 / /dev/shm rw - tmpfs tmpfs rw
@@ -100,6 +101,12 @@ def test_a_line_says_what_and_the_next_one_what_to_do():
     assert lines == ["WARN  disk: U66  is tmpfs", "      -> Move it."]
 
 
+def test_the_table_of_faults_has_codes_that_there_are():
+    table = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
+    told = set(re.findall(r"\b[A-Z][0-9]{2}\b", table))
+    assert len(told) > 40 and told <= set(CODES)
+
+
 # -- a trial, where everybody is in one workspace --------------------------------------------------
 
 
@@ -128,7 +135,7 @@ def test_in_a_new_workspace_only_what_fx_run_makes_is_missing(trial):
     assert all("fx run" in each.remedy for each in found if each.level is not Level.PASS)
     assert exit_code(found) == 0
     assert sorted(path.name for path in trial.root.iterdir()) == sorted(
-        path.name for path in Path("workspace_templates/numpy_linear").resolve().iterdir()
+        path.name for path in (TEMPLATES / "numpy_linear").iterdir()
     )
 
 
