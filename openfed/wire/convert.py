@@ -201,9 +201,7 @@ def _to_renew(renew: Renew) -> pb.Renew:
 
 
 def _to_renewed(renewed: Renewed) -> pb.Renewed:
-    return pb.Renewed(
-        stamp=_to_stamp(renewed.stamp), chain=renewed.chain, anchors=renewed.anchors
-    )
+    return pb.Renewed(stamp=_to_stamp(renewed.stamp), chain=renewed.chain, anchors=renewed.anchors)
 
 
 def _to_state(state: RunState) -> str:
