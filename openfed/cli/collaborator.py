@@ -121,8 +121,7 @@ def _import(package: Path) -> None:
     click.echo(f"collaborator {peer.name} of {peer.federation}, certified")
     click.echo(f"authority  {fingerprint(read(workspace.cert / 'authority.pem'))}")
     show.written(workspace.root, paths)
-    click.echo(f"Next:  fx collaborator approve -n {peer.name}")
-    click.echo(f"then:  fx collaborator start -n {peer.name}")
+    click.echo(f"Next:  fx collaborator approve, then fx collaborator start -n {peer.name}")
 
 
 @command.command()
@@ -204,4 +203,4 @@ def enroll(given: str | None, token_file: "TextIO | None", ca: str) -> None:
     click.echo(f"{token.role} {token.name} of {token.federation}, certified")
     click.echo(f"authority  {ca}")
     show.written(workspace.root, paths)
-    click.echo("Next:  fx collaborator approve, then fx collaborator start -n " + token.name)
+    click.echo(f"Next:  fx collaborator approve, then fx collaborator start -n {token.name}")
