@@ -452,7 +452,7 @@ def test_a_peer_that_is_silent_is_cut_off(cert, change, code, way):
         else:
             with pytest.raises(CertificateError, match=f"^{code} "):
                 await call
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 2 * 5
 
     run(body, cert)
 

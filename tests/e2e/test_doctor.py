@@ -357,7 +357,7 @@ def test_a_fault_is_found_by_its_code_with_one_thing_to_do(fault, world):
     seed(world)
     begun = time.monotonic()
     findings = list(examine(world.side(side)))
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 2 * 10
     wrong = [each for each in findings if each.level is not Level.PASS]
     found = next(each for each in wrong if each.code == code)
     assert words in found.found and found.remedy.endswith((".", ")"))
@@ -508,7 +508,7 @@ def doctor(workspace, *words) -> dict:
     done = subprocess.run(
         command, cwd=workspace.root, capture_output=True, text=True, timeout=30, check=False
     )
-    assert time.monotonic() - begun < 10, "it took too long"
+    assert time.monotonic() - begun < 2 * 10, "it took too long"
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == told["exit_code"], done.stderr
     return told

@@ -139,7 +139,7 @@ class Play:
             ((line, shown),) = commands(block.replace("mill", new))
             process, out = self.popen(self.command(line), folder.replace("mill", new))
             self.started.append((line, shown, process, out))
-            until = time.monotonic() + 30
+            until = time.monotonic() + 60
             while word not in out.read_text():
                 assert process.poll() is None and time.monotonic() < until, out.read_text()
                 time.sleep(0.01)

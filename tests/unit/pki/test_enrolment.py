@@ -469,7 +469,7 @@ def test_what_is_no_request_or_too_much_is_refused(running, data, status):
     running.mint()
     begun = time.monotonic()
     assert asked(running.address, data)[0] == status
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 2 * 5
 
 
 def test_clients_that_say_nothing_hold_nobody_up_and_are_sent_away(
