@@ -100,7 +100,8 @@ async def run_aggregator(
         agreed = consent(workspace, lock, roster)
         aggregator, go = make_aggregator(root, lock, run, journal, emit, agreed, renewing)
         own = Shown(identity)
-        lives = keep_renewed(
+        lives = partial(
+            keep_renewed,
             workspace.cert,
             identity,
             lambda request: renewing(request, own.now().peer),
@@ -166,7 +167,7 @@ async def run_agent(
     link = retrying(dialled, PATIENCE, sleep=_announced(said, address))
     agent = make_agent(root, lock, name, link, trainer, said, _facts(), approved, site)
     renew = partial(_renew, dialled, lock)
-    lives = keep_renewed(workspace.cert, identity, renew, dialled.show, said)
+    lives = partial(keep_renewed, workspace.cert, identity, renew, dialled.show, said)
     try:
         async with beside(lives):
             return await _until(stop, agent.run())

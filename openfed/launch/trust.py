@@ -133,9 +133,9 @@ class Shown:
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+async def beside(work: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None, None]:
     """Do it as long as the block lasts; its fault is raised at the end of the block."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work())
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from functools import partial
 
 import pytest
 
@@ -154,7 +155,9 @@ def test_a_certificate_is_renewed_at_half_its_life_again_and_again(workspace, mo
         async def renew(request):
             return await renewed(workspace, workspace.root / "no.sock", request, shown[-1].peer)
 
-        async with trust.beside(keep_renewed(workspace.cert, first, renew, show, said.append)):
+        async with trust.beside(
+            partial(keep_renewed, workspace.cert, first, renew, show, said.append)
+        ):
             await asyncio.wait_for(enough.wait(), 20)
 
     asyncio.run(main())
@@ -181,7 +184,9 @@ def test_a_renewal_that_fails_is_tried_again_and_said_once(workspace, monkeypatc
         def show(identity):
             done.set()
 
-        async with trust.beside(keep_renewed(workspace.cert, identity, renew, show, said.append)):
+        async with trust.beside(
+            partial(keep_renewed, workspace.cert, identity, renew, show, said.append)
+        ):
             await asyncio.wait_for(done.wait(), 20)
 
     asyncio.run(main())
