@@ -6,7 +6,8 @@ A whole file is written aside, synced and renamed, and its folder synced.
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Data = bytes | Iterable[bytes | memoryview]
@@ -66,3 +67,15 @@ def write_whole(path: Path, data: Data, mode: int = 0o644) -> Path:
     os.replace(write_beside(path, data, mode), path)
     sync_folder(path.parent)
     return path
+
+
+@contextmanager
+def readable(content: bytes) -> Iterator[str]:
+    """A path to bytes that never touch the disk: `ssl` reads keys from paths only. A few KiB."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, content)  # less than a pipe holds
+        os.close(writer)
+        yield f"/dev/fd/{reader}"
+    finally:
+        os.close(reader)

@@ -53,6 +53,11 @@ class Workspace:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    @property
+    def desk(self) -> Path:
+        """Where the authority of a workspace is asked to renew: a Unix socket."""
+        return self.runs / "authority.sock"
+
     def log(self, node: str) -> Path:
         return self.logs / f"{node}.log"
 

@@ -86,12 +86,7 @@ async def _serve(
 def _default_desk(workspace: Workspace) -> Path:
     workspace.runs.mkdir(mode=0o700, exist_ok=True)
     workspace.runs.chmod(0o700)  # an aggregator may have made it with what the umask gave
-    return desk_of(workspace)
-
-
-def desk_of(workspace: Workspace) -> Path:
-    """Where the authority of a workspace is asked to renew."""
-    return workspace.runs / "authority.sock"
+    return workspace.desk
 
 
 def _office(workspace: Workspace, opener: Callable[[], Office]) -> Office:

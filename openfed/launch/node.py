@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 from openfed.assemble import make_agent, make_aggregator, open_journal
 from openfed.errors import OpenFedError, TransportError
-from openfed.launch.authority import desk_of
 from openfed.launch.lifeline import run_until_stopped, watch_lifeline
 from openfed.launch.sites import check_site, site_of
 from openfed.launch.trust import LiveRoster, Shown, approval, beside, consent, keep_renewed, renewed
@@ -93,7 +92,7 @@ async def run_aggregator(
     identity = load_identity(workspace.cert, "aggregator", federation=plan.federation)
     said = partial(_noted, emit)
     roster = LiveRoster(workspace.cert, said)
-    renewing = partial(renewed, workspace, desk_of(workspace))
+    renewing = partial(renewed, workspace, workspace.desk)
     held = hold(run_folder(root, run))
     journal = open_journal(root, run, lock.digest)
     try:

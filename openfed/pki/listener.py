@@ -9,18 +9,18 @@ mutual TLS: TLS 1.3, the node shows no certificate, and proves that it holds a t
 
 import asyncio
 import json
-import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
 from openfed.errors import CertificateError
+from openfed.files import readable
 from openfed.parse import join_address, split_address
 from openfed.pki.authority import LISTENER_S, issue_listener
 from openfed.pki.keys import create_key, load_key
@@ -240,21 +240,9 @@ def _context(office: Office, now: float) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # each node comes once
-    with _readable(office.chain(leaf)) as chain, _readable(key) as secret:
+    with readable(office.chain(leaf)) as chain, readable(key) as secret:
         context.load_cert_chain(chain, secret)
     return context
-
-
-@contextmanager
-def _readable(content: bytes) -> Iterator[str]:
-    """A path to bytes in memory: `ssl` reads keys from paths only."""
-    reader, writer = os.pipe()
-    try:
-        os.write(writer, content)  # a few KiB: less than a pipe holds
-        os.close(writer)
-        yield f"/dev/fd/{reader}"
-    finally:
-        os.close(reader)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

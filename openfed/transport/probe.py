@@ -2,11 +2,11 @@
 
 gRPC tells neither side ("Socket closed") and never shows a client the server's certificate, so the
 same probe also runs before the first call: the server must be the aggregator of our federation.
-(The channel itself insists on our authority, on the host name and on the usage serverAuth, which
-only an aggregator's certificate has; what the probe adds is the role and federation by name.)
+(The channel itself insists on our authority, on the host name and on the usage serverAuth,
+which beside an aggregator's only the enrolment listener's certificate has, and that names no host;
+what the probe adds is the role and federation by name.)
 """
 
-import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from cryptography import x509
 
 from openfed.errors import CertificateError, TransportError
+from openfed.files import readable
 from openfed.pki.leaf import Identity, check_leaf, peer_of
 from openfed.pki.peer import AGGREGATOR
 from openfed.transport.address import split_address
@@ -182,18 +183,6 @@ def _context(identity: Identity) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=identity.authority_pem.decode("ascii"))
     context.set_alpn_protocols(["h2"])
-    with _readable(identity.chain_pem) as chain, _readable(identity.key_pem) as key:
+    with readable(identity.chain_pem) as chain, readable(identity.key_pem) as key:
         context.load_cert_chain(chain, key)
     return context
-
-
-@contextmanager
-def _readable(content: bytes) -> Iterator[str]:
-    """A path to bytes that never touch the disk: `ssl` reads keys from paths only."""
-    reader, writer = os.pipe()
-    try:
-        os.write(writer, content)  # a few KiB: less than a pipe holds
-        os.close(writer)
-        yield f"/dev/fd/{reader}"
-    finally:
-        os.close(reader)

@@ -568,6 +568,25 @@ def test_work_on_a_closed_ask_is_cancelled_once_another_is_open(desk):
     desk(body)
 
 
+def test_whoever_has_had_its_verdict_is_not_told_that_the_ask_is_over(desk):
+    """It would only poll once more: a call a site and round."""
+
+    async def body(here):
+        await here.open()
+        assert (await here.answer()).ruling is Ruling.ACCEPTED
+        two = replace(ONE, name="two")
+        assert (await here.answer(peer=two)).ruling is Ruling.ACCEPTED  # which closes it
+        here.journal.open_ask("ask2", 1, 1, "train")
+        another = replace(here.assignment, ask="ask2")
+        await here.aggregator._offer(Ask("ask2", ("two",), 1), another)
+        held = Next(here.stamp, 0.0, holding=("ask1",))
+        assert (await here.aggregator.next(ONE, held)).cancel == ()
+        older = Next(here.stamp, 0.0, holding=("ask0", "ask1"))
+        assert (await here.aggregator.next(ONE, older)).cancel == ("ask0",)
+
+    desk(body)
+
+
 def test_the_time_of_earlier_lives_counts_towards_the_deadline(desk):
     async def body(here):
         here.ask = Ask("ask1", ("one", "two"), 1, deadline_s=1000.0, elapsed_s=999.9)

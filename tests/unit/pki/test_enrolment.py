@@ -328,7 +328,7 @@ def test_nobody_there_is_a_fault_of_the_network_unless_the_token_is_over(tmp_pat
 def server_with(chain, key, roots, said=b""):
     """A TLS server that hands out `roots` to all, and keeps what else it is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with listener._readable(chain) as chain_path, listener._readable(key) as key_path:
+    with listener.readable(chain) as chain_path, listener.readable(key) as key_path:
         context.load_cert_chain(chain_path, key_path)
     got, stop = [], threading.Event()
 
