@@ -1,6 +1,8 @@
 """What the workspace's code is and needs, from its syntax trees: nothing is imported."""
 
 import ast
+import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,12 @@ _REFUSED = {
     "XGBoostTaskRunner": "XGBoost",
     "FederatedAnalyticsTaskRunner": "federated analytics",
     "GaNDLFTaskRunner": "GaNDLF",
+    "FlowerTaskRunner": "Flower",
     "FastEstimatorTaskRunner": "FastEstimator",
     "CoreTaskRunner": "OpenFL's interactive API",
+    "TaskRunner": "no framework, which moves its tensors itself",
 }
+"""Classes of OpenFL that openfed has no runner for: what each is for."""
 
 
 @dataclass(frozen=True)
@@ -166,39 +171,58 @@ def class_finding(
         file = module.replace(".", "/")
         return Finding(at, "U55", path, f"there is no readable file {file}.py")
     if not runner:
-        node = _top(source.tree).get(name)
-        known = node is not None or name in source.taken
+        known = name in _top(source.tree) or name in source.taken
         return None if known else Finding(at, "U55", path, f"{source.path} has no {name}")
-    base = _base(sources, source, name, 0)
-    if base == "PyTorchTaskRunner":
+    line = list(_line(sources, source, name, 0))
+    if any(each.node is None and each.name == "PyTorchTaskRunner" for each in line):
         return None
-    if base in _REFUSED:
-        told = f"{name} is a task runner for {_REFUSED[base]} ({base})"
-        remedy = "openfed runs PyTorchTaskRunner of OpenFL; for others, write a runner (README)"
-        return Finding(at, "U52", path, f"{told}: {remedy}")
+    base = next((each.name for each in line if each.name in _REFUSED), line[-1].name)
+    if told := refused_runner(name, base):
+        return Finding(at, "U52", path, told)
     told = f"{name} of {source.path} is no subclass of PyTorchTaskRunner that can be seen"
-    return Finding(at, "U52", path, told + (f": it comes from {base}" if base else ""))
+    return Finding(at, "U52", path, told + (f": it comes from {base}" if base != name else ""))
 
 
-def _base(sources: Mapping[str, Source], source: Source, name: str, hops: int) -> str:
-    """Follow a class to what it is of OpenFL's; else the last name that could be followed to."""
+def refused_runner(name: str, base: str) -> str:
+    """Why the runner `name`, which comes from OpenFL's `base`, is not run; "" where that is none
+    of those that are known."""
+    if base not in _REFUSED:
+        return ""
+    told = f"{name} is a task runner for {_REFUSED[base]}"
+    told += f" ({base})" if base != name else ""
+    remedy = "openfed runs PyTorchTaskRunner of OpenFL; for others, write a runner (README)"
+    return f"{told}: {remedy}"
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A class that another comes from, itself included: `source` and `node` where it is in src."""
+
+    name: str
+    source: Source | None = None
+    node: ast.ClassDef | None = None
+
+
+def _line(
+    sources: Mapping[str, Source], source: Source, name: str, hops: int
+) -> Iterator[Ancestor]:
+    """A class and what it comes from, as far as it can be followed, in the order of look-up."""
     node = _top(source.tree).get(name)
     if isinstance(node, ast.ClassDef) and hops < 12:
-        ends = [
-            _base(sources, source, ast.unparse(base), hops + 1)
-            for base in node.bases
-            if isinstance(base, ast.Name | ast.Attribute)
-        ]
-        of_openfl = (end for end in ends if end == "PyTorchTaskRunner" or end in _REFUSED)
-        return next(of_openfl, ends[0] if ends else "")
+        yield Ancestor(name, source, node)
+        for base in node.bases:
+            if isinstance(base, ast.Name | ast.Attribute):
+                yield from _line(sources, source, ast.unparse(base), hops + 1)
+        return
     head, _, rest = name.rpartition(".") if "." in name else (name, "", "")
     taken = source.taken.get(head, "")
     module, _, attribute = taken.partition(":")
     target = rest or attribute
     inner = f"{module}.{attribute}" if rest and attribute else module
     if inner in sources and hops < 12:
-        return _base(sources, sources[inner], target, hops + 1)
-    return target if inner.partition(".")[0] == "openfl" else (taken or name)
+        yield from _line(sources, sources[inner], target, hops + 1)
+    else:
+        yield Ancestor(target if inner.partition(".")[0] == "openfl" else (taken or name))
 
 
 def _top(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -206,23 +230,74 @@ def _top(tree: ast.Module) -> dict[str, ast.stmt]:
     return {node.name: node for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
-def returned_metric(
-    sources: Mapping[str, Source], reference: str, methods: tuple[str, ...], default: str | None
-) -> str | None:
+@dataclass(frozen=True)
+class Class:
+    """What can be seen of the class `reference`, `src.module:Name`: its ancestors, itself first,
+    and the methods that it has from those in src. "" is none at all."""
+
+    reference: str
+    line: tuple[Ancestor, ...]
+    methods: Mapping[str, tuple[Source, ast.FunctionDef]]
+
+    @property
+    def name(self) -> str:
+        return self.reference.partition(":")[2]
+
+
+def look(sources: Mapping[str, Source], reference: str) -> Class:
+    """The class that `src.module:Name` names."""
+    module, _, name = reference.partition(":")
+    line = tuple(_line(sources, sources[module], name, 0)) if module in sources else ()
+    methods: dict[str, tuple[Source, ast.FunctionDef]] = {}
+    for each in line:
+        for node in each.node.body if each.node else ():
+            if isinstance(node, ast.FunctionDef) and each.source:
+                methods.setdefault(node.name, (each.source, node))
+    return Class(reference, line, methods)
+
+
+_MOVES = {
+    "state_dict": "what travels is the state of the module itself",
+    "load_state_dict": "what travels is the state of the module itself",
+    "get_tensor_dict": "what travels is the module's parameters and buffers",
+    "set_tensor_dict": "what travels is the module's parameters and buffers",
+}
+
+
+def own_transfer(runner: Class) -> Iterator[Finding]:
+    """Every method with which a runner decides itself what travels: openfed would not ask it."""
+    for name, why in _MOVES.items():
+        if name in runner.methods:
+            source, node = runner.methods[name]
+            at = Place(0, node.lineno, node.col_offset + 1, source.path)
+            told = f"defines {name}, but in openfed {why}"
+            yield Finding(at, "U55", name, f"{told}: remove it, or write a runner (README)")
+
+
+def made_without_data(loader: Class) -> bool:
+    """Whether the loader's constructor looks whether there is a data_path: OpenFL 1.9 makes it with
+    None where only the model is wanted."""
+    if "__init__" not in loader.methods:
+        return False
+    return any(map(_asks_for_path, ast.walk(loader.methods["__init__"][1])))
+
+
+def _asks_for_path(node: ast.AST) -> bool:
+    """Whether it is `data_path is None`, `data_path is not None` or `not data_path`."""
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot):
+        return {"data_path", "None"} == {ast.unparse(node.left), ast.unparse(node.comparators[0])}
+    negated = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    return negated and ast.unparse(node) == "not data_path"
+
+
+def returned_metric(runner: Class, methods: tuple[str, ...], default: str | None) -> str | None:
     """The name of the metric that the first of `methods` that the class defines returns: None where
     it is made up at run time, `default` where it is left to PyTorchTaskRunner."""
-    module, _, name = reference.partition(":")
-    source = sources.get(module)
-    node = _top(source.tree).get(name) if source else None
-    if source is None or not isinstance(node, ast.ClassDef):
-        return None
-    defined = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
     for method in methods:
-        if method in defined:
-            names = set(_metric_names(defined[method]))
+        if method in runner.methods:
+            names = set(_metric_names(runner.methods[method][1]))
             return names.pop() if len(names) == 1 else None
-    bases = [source.taken.get(ast.unparse(base), "") for base in node.bases]
-    return default if any(base.endswith(":PyTorchTaskRunner") for base in bases) else None
+    return default
 
 
 def _metric_names(function: ast.FunctionDef) -> Iterator[str | None]:
@@ -241,16 +316,56 @@ def _metric_names(function: ast.FunctionDef) -> Iterator[str | None]:
             yield None
 
 
-def asked_of_data(sources: Mapping[str, Source], reference: str) -> tuple[str, ...]:
-    """What the runner's module asks its data loader for, as far as `data_facts` can answer it."""
-    source = sources.get(reference.partition(":")[0])
-    if source is None:
-        return ()
+def asked_of_data(runner: Class) -> tuple[str, ...]:
+    """What the runner's modules ask its data loader for, as far as `data_facts` can answer it."""
     asked = set()
-    for node in ast.walk(source.tree):
+    trees = {each.source.path: each.source.tree for each in runner.line if each.source}
+    for node in (node for tree in trees.values() for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute):
             name = node.attr.removeprefix("get_")
             loader = ast.unparse(node.value).endswith("data_loader")
             if name in ("feature_shape", "num_classes") and (loader or name == "feature_shape"):
                 asked.add(name)
     return tuple(sorted(asked))
+
+
+# -- what it needs of others ----------------------------------------------------------------------
+
+_BROUGHT = {
+    "flatten_json": "flatten_json",
+    "pandas": "pandas",
+    "psutil": "psutil",
+    "requests": "requests",
+    "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardX",
+    "tqdm": "tqdm",
+}
+"""What OpenFL installs and openfed does not: by import, the name to install."""
+
+
+def not_installed(sources: Mapping[str, Source], root: Path) -> dict[str, str]:
+    """The packages that are not here, by the names that the code imports, and the file that imports
+    each. Nothing is imported; imports inside of functions and of `try` count like all others."""
+    found: dict[str, str] = {}
+    for source in sources.values():
+        for taken in source.taken.values():
+            top = taken.partition(":")[0].partition(".")[0]
+            own = (root / top).is_dir() or (root / f"{top}.py").is_file()
+            if top not in ("", "openfl", "src") and not own and not _installed(top):
+                found.setdefault(top, source.path)
+    return dict(sorted(found.items()))
+
+
+def _installed(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def brought_by_openfl(sources: Mapping[str, Source]) -> dict[str, str]:
+    """The packages that the code imports and had from OpenFL, and the file that imports each."""
+    found: dict[str, str] = {}
+    for source in sources.values():
+        for taken in source.taken.values():
+            top = taken.partition(":")[0].partition(".")[0]
+            if top in _BROUGHT:
+                found.setdefault(_BROUGHT[top], source.path)
+    return dict(sorted(found.items()))

@@ -7,7 +7,7 @@ own package; those of its torch workspaces are in `KNOWN` below.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openfed.errors import PlanError, UsageError
@@ -15,7 +15,27 @@ from openfed.plan.load import problems, read_file
 from openfed.plan.source import Finding, Node, Place, plain
 from openfed.plan.values import shown
 
-_BOTH = ["aggregated_model_validation", "train", "locally_tuned_model_validation"]
+DEFAULTS = PurePosixPath("plan/defaults")
+_SCORE, _TUNED = "aggregated_model_validation", "locally_tuned_model_validation"
+_SCORED = {"function": "validate_task", "kwargs": {"apply": "global", "metrics": ["acc"]}}
+
+
+def _groups(**named: tuple[float, list[str]]) -> Mapping[str, Any]:
+    """An assigner with these groups: share of the sites, tasks."""
+    groups = [
+        {"name": name, "percentage": share, "tasks": tasks}
+        for name, (share, tasks) in named.items()
+    ]
+    template = "openfl.component.RandomGroupedAssigner"
+    return {"template": template, "settings": {"task_groups": groups}}
+
+
+TASKS_TORCH = "tasks_torch.yaml"
+_ELSEWHERE = (
+    *("tasks_keras.yaml", "tasks_tensorflow.yaml", "tasks_fast_estimator.yaml", "tasks_xgb.yaml"),
+    *("tasks_flower.yaml", "tasks_connector.yaml", "connector.yaml", "connector_flower.yaml"),
+)
+"""Of frameworks whose runners are refused, whatever these files say."""
 
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "aggregator.yaml": {
@@ -34,25 +54,20 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "network.yaml": {"settings": {"agg_addr": "auto", "agg_port": "auto"}},
-    "assigner.yaml": {
-        "template": "openfl.component.RandomGroupedAssigner",
-        "settings": {"task_groups": [{"name": "learning", "percentage": 1.0, "tasks": _BOTH}]},
-    },
-    "tasks_torch.yaml": {
-        "aggregated_model_validation": {
-            "function": "validate_task",
-            "kwargs": {"apply": "global", "metrics": ["acc"]},
-        },
-        "locally_tuned_model_validation": {
-            "function": "validate_task",
-            "kwargs": {"apply": "local", "metrics": ["acc"]},
-        },
+    "assigner.yaml": _groups(learning=(1.0, [_SCORE, "train", _TUNED]), evaluation=(0, [_SCORE])),
+    TASKS_TORCH: {
+        _SCORE: _SCORED,
+        _TUNED: {"function": "validate_task", "kwargs": {"apply": "local", "metrics": ["acc"]}},
         "train": {"function": "train_task", "kwargs": {"metrics": ["loss"], "epochs": 1}},
     },
-    "data_loader.yaml": {},
-    "task_runner.yaml": {},
+    "federated-evaluation/aggregator.yaml": {"settings": {"rounds_to_train": 1}},
+    "federated-evaluation/assigner.yaml": _groups(evaluation=(1.0, [_SCORE])),
+    "federated-evaluation/tasks_torch.yaml": {_SCORE: _SCORED},
+    "data_loader.yaml": {"template": "openfl.federated.DataLoader"},
+    "task_runner.yaml": {"template": "openfl.federated.task_runner.CoreTaskRunner"},
     "compression_pipeline.yaml": {},
     "straggler_handling_policy.yaml": {},
+    **dict.fromkeys(_ELSEWHERE, {}),
 }
 """What of OpenFL's own plan/defaults matters here, where a workspace does not bring the files."""
 
@@ -79,19 +94,22 @@ class Section:
 
 @dataclass(frozen=True)
 class OpenFL:
-    """A workspace. `collaborators` are those of cols.yaml, `data` the paths of data.yaml."""
+    """A workspace. `collaborators` are those of cols.yaml, `data` the paths of data.yaml; `unread`
+    is what is wrong in these two, which other APIs of OpenFL write in another way."""
 
     root: Path
     sections: Mapping[str, Section]
     collaborators: tuple[str, ...]
     data: Mapping[str, str]
+    unread: tuple[Finding, ...] = ()
 
     def section(self, name: str) -> Section:
         return self.sections.get(name, Section(Place(0, 0, 0, "plan/plan.yaml")))
 
 
 def read_openfl(root: Path) -> OpenFL:
-    """Raises: UsageError U50, not an OpenFL workspace; PlanError, every line that is not readable.
+    """Raises: UsageError U50, not an OpenFL workspace; PlanError, every line of the plan and its
+    defaults that is not readable.
 
     Reads below `root` only.
     """
@@ -103,10 +121,11 @@ def read_openfl(root: Path) -> OpenFL:
     if tree is not None and not ({"aggregator", "task_runner", "federated_flow"} & set(sections)):
         told = f"{root}/plan/plan.yaml has none of OpenFL's sections (aggregator, task_runner, ...)"
         raise UsageError("U50", f"{told}: it has {', '.join(list(sections)[:8]) or 'none'}")
-    collaborators, data = _collaborators(root, found), _data(root, found)
     if found:
         raise PlanError(problems(found))
-    return OpenFL(root, sections, collaborators, data)
+    unread: list[Finding] = []
+    collaborators, data = _collaborators(root, unread), _data(root, unread)
+    return OpenFL(root, sections, collaborators, data, tuple(unread))
 
 
 def _mapping(node: Node | None, path: str, found: list[Finding]) -> dict[str, Node]:
@@ -143,7 +162,10 @@ def _defaults(name: str, named: Node, root: Path, found: list[Finding]) -> dict[
         tree, more = read_file(path, root)
         found += more
         return dict(_mapping(tree, name, found))
-    known = KNOWN.get(path.name)
+    own = PurePosixPath(text)
+    known = None
+    if own.is_relative_to(DEFAULTS):
+        known = KNOWN.get(own.relative_to(DEFAULTS).as_posix())
     if known is None:
         told = f"there is no file {text} in the workspace, and openfed does not know OpenFL's own"
         remedy = "write its settings into plan.yaml, and remove `defaults`"

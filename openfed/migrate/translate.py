@@ -4,13 +4,24 @@ A key that is not known here is named in the report and left out; one that is kn
 carried over without changing the experiment is a problem, and nothing is written then.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from openfed.migrate.code import Source, asked_of_data, class_finding, returned_metric
-from openfed.migrate.source import OPENFLS, OpenFL, Section
+from openfed.migrate.code import (
+    Class,
+    Source,
+    asked_of_data,
+    class_finding,
+    look,
+    made_without_data,
+    own_transfer,
+    refused_runner,
+    returned_metric,
+)
+from openfed.migrate.source import DEFAULTS, OPENFLS, TASKS_TORCH, OpenFL, Section
 from openfed.parse import NAME, host, join_address
 from openfed.plan.choices import METRICS, STRATEGIES
 from openfed.plan.schema import RESERVED
@@ -18,6 +29,7 @@ from openfed.plan.source import Finding, Node, Place, plain
 from openfed.plan.values import CODE, shown
 
 RUNNER, LOADER = "src.openfl_adapter:Runner", "src.openfl_adapter:data"
+ADAPTERS = {"task_runner": RUNNER, "data_loader": LOADER}
 NAMES = "src.openfl_metrics"
 """The module that the generated workspace has for metrics whose names are the code's own."""
 
@@ -64,12 +76,19 @@ def translate(openfl: OpenFL, sources: Mapping[str, Source], name: str) -> Draft
     draft = Draft()
     if _other_api(openfl, draft):
         return draft
+    runner = _class(openfl, sources, "task_runner", draft)
+    if any(problem.code == "U52" for problem in draft.problems):
+        return draft  # nothing of the rest would help
+    loader = _class(openfl, sources, "data_loader", draft)
     draft.plan["federation"] = name
     for part in (_rounds, _network, _sites):
         part(openfl, draft)
-    tasks = _chosen_tasks(openfl, draft)
-    _runner(openfl, sources, tasks, draft)
-    _loader(openfl, sources, draft)
+    tasks = _chosen_tasks(openfl, runner, draft)
+    if runner.reference:
+        _runner(openfl, runner, loader, tasks, draft)
+    if loader.reference:
+        settings = _settings(openfl, "data_loader", loader, draft)
+        draft.plan["data_loader"] = {LOADER: _call("loader", loader, settings)}
     _strategy(openfl, tasks, draft)
     _pipeline(openfl, draft)
     _stragglers(openfl, draft)
@@ -95,7 +114,9 @@ def _other_api(openfl: OpenFL, draft: Draft) -> bool:
             draft.problem(section.at, "U52", name, f"{told}: {remedy}")
             return True
         if name == "connector":
-            draft.problem(section.at, "U52", name, "runs another framework inside OpenFL")
+            told = f"{section.template or name} runs another framework inside OpenFL"
+            remedy = "run that framework itself, or write its training as a task runner (README)"
+            draft.problem(section.at, "U52", name, f"{told}: {remedy}")
             return True
     for name, kind in (("aggregator", "Aggregator"), ("collaborator", "Collaborator")):
         section = openfl.section(name)
@@ -136,7 +157,10 @@ def _network(openfl: OpenFL, draft: Draft) -> None:
     says = f"aggregator.advertise: [{advertised}]"
     if name == "auto":
         says += "; for several machines: fx plan initialize -a NAME"
-    _said(draft, openfl, "network", "agg_addr", KEPT, says)
+    elif not alone:  # OpenFL writes the name of the machine that it runs on, unasked
+        says += "; where the aggregator runs elsewhere now, change it: [localhost] to try all of "
+        says += "it on this machine"
+    _said(draft, openfl, "network", "agg_addr", KEPT if alone else TODO, says)
     says = f"aggregator.listen: {listen}"
     if not port:
         says += " (any free port, for runs on this machine; give one for several machines)"
@@ -152,6 +176,9 @@ def _network(openfl: OpenFL, draft: Draft) -> None:
 
 
 def _sites(openfl: OpenFL, draft: Draft) -> None:
+    if openfl.unread:
+        draft.problems += openfl.unread
+        return
     names, data = openfl.collaborators, openfl.data
     key, at = "plan/cols.yaml", Place(0, 0, 0, "plan/cols.yaml")
     if not names:
@@ -196,7 +223,7 @@ _TRAIN = ("train_task", "train_batches", "train")
 _VALIDATE = ("validate_task", "validate")
 
 
-def _chosen_tasks(openfl: OpenFL, draft: Draft) -> tuple[Task, ...]:
+def _chosen_tasks(openfl: OpenFL, runner: Class, draft: Draft) -> tuple[Task, ...]:
     """The tasks that the assigner gives to the sites, in openfed's order."""
     parts = openfl.section("tasks").parts
     wanted = _assigned(openfl, draft, tuple(parts))
@@ -214,7 +241,7 @@ def _chosen_tasks(openfl: OpenFL, draft: Draft) -> tuple[Task, ...]:
             told = f"is a second {task.kind}, after {found[task.kind].name}"
             draft.problem(node.at, "U54", f"tasks.{name}", told)
         else:
-            found[task.kind] = task
+            found[task.kind] = task = _as_defined(task, runner, draft)
             draft.row(f"tasks.{name}", _origin(node.at, task.function), KEPT, f"tasks: {task.kind}")
             _task_kwargs(task, draft)
     for name in sorted(set(parts) - set(wanted)):
@@ -244,6 +271,23 @@ def _task(name: str, node: Node) -> Task | str:
     return f"{told} that openfed knows"
 
 
+_OF_1_5 = {"validate_task": ("validate", "validate_"), "train_task": ("train_batches", "train_")}
+"""By the method that OpenFL 1.6 to 1.9 call: what 1.5 calls, and what the newer one calls."""
+
+
+def _as_defined(task: Task, runner: Class, draft: Draft) -> Task:
+    """A task of OpenFL's own defaults, which differ by version, by the method that is there."""
+    old, inner = _OF_1_5.get(task.function, ("", ""))
+    newer = {task.function, inner} & set(runner.methods)
+    if task.node.at.file != f"{OPENFLS}{DEFAULTS}/{TASKS_TORCH}" or newer:
+        return task
+    if old not in runner.methods:
+        return task
+    says = f"{old}, as in OpenFL 1.5: your class defines it, and no {task.function}"
+    draft.row(f"tasks.{task.name}.function", task.function, NEAR, says)
+    return replace(task, function=old)
+
+
 def _task_kwargs(task: Task, draft: Draft) -> None:
     for key, value in task.kwargs.items():
         where = f"tasks.{task.name}.kwargs.{key}"
@@ -266,23 +310,51 @@ def _assigned(openfl: OpenFL, draft: Draft, known: tuple[str, ...]) -> tuple[str
         told = f"expected a list of groups, got {shown(groups)}"
         draft.problem(section.place("task_groups"), "U51", "assigner.settings.task_groups", told)
         return known
-    static = "Static" in section.template
-    lists = [(g, g.get("collaborators") if static else g.get("percentage", 1.0)) for g in groups]
-    busy = [(group, share) for group, share in lists if share]
     key, at = "assigner.settings.task_groups", section.place("task_groups")
-    for group, _ in lists:
-        if group not in [each for each, _ in busy]:
+    groups, chosen = _selected(openfl, groups, draft)
+    static = "Static" in section.template
+    busy: list[tuple[dict[str, Any], Any]] = []
+    for group in groups:
+        share = group.get("collaborators") if static else group.get("percentage", 1.0)
+        share = 1.0 if chosen and not static else share
+        if share:
+            busy.append((group, share))
+        else:
             draft.row(f"{key}.{group.get('name')}", "0", DROPPED, "nobody is in this group")
+    if not groups:
+        return ()
     if len(busy) != 1:
         return _split(openfl, draft, busy, static=static)
-    (group, share), tasks = busy[0], busy[0][0].get("tasks") or []
+    (group, share), tasks = busy[0], tuple(map(str, busy[0][0].get("tasks") or []))
     everyone = set(openfl.collaborators or openfl.data)
     if static and set(map(str, share)) != everyone:
         draft.problem(at, "U54", key, "leaves some sites without tasks: openfed gives all the same")
     if not static and share != 1.0:
         draft.problem(at, "U54", key, f"expected all sites (1.0) in the group, got {shown(share)}")
     draft.row(f"{key}.{group.get('name')}", _origin(at, ", ".join(tasks)), KEPT, "tasks")
-    return tuple(map(str, tasks))
+    return tasks
+
+
+def _selected(
+    openfl: OpenFL, groups: list[dict[str, Any]], draft: Draft
+) -> tuple[list[dict[str, Any]], bool]:
+    """The group that the plan selects, if it does (OpenFL 1.8 and 1.9): then nobody is in others,
+    and all sites in it. Else all groups."""
+    section = openfl.section("assigner")
+    name = section.value("selected_task_group")
+    if name is None:
+        return groups, False
+    key, at = "assigner.settings.selected_task_group", section.place("selected_task_group")
+    chosen = [group for group in groups if group.get("name") == name]
+    if len(chosen) != 1:
+        known = ", ".join(str(group.get("name")) for group in groups)
+        draft.problem(at, "U54", key, f"expected one of the groups ({known}), got {shown(name)}")
+        return [], True
+    draft.row(key, _short(name), KEPT, "tasks: those of this group, for all sites")
+    for group in (group for group in groups if group not in chosen):
+        where = f"assigner.settings.task_groups.{group.get('name')}"
+        draft.row(where, "a group", DROPPED, "is not the selected one")
+    return chosen, True
 
 
 def _split(
@@ -306,64 +378,78 @@ def _split(
 # -- the code -------------------------------------------------------------------------------------
 
 
-def _reference(section: Section, key: str, draft: Draft) -> str | None:
-    """`src.net.Net` as `src.net:Net`."""
+def _class(openfl: OpenFL, sources: Mapping[str, Source], key: str, draft: Draft) -> Class:
+    """The class that a section names, or none, after telling what is wrong with it."""
+    section, runner = openfl.section(key), key == "task_runner"
     module, _, name = section.template.rpartition(".")
-    if CODE.fullmatch(f"{module}:{name}"):
-        return f"{module}:{name}"
-    if "CoreTaskRunner" in section.template:
-        told = "is of OpenFL's interactive API, which OpenFL dropped itself"
+    reference = f"{module}:{name}"
+    if CODE.fullmatch(reference):
+        wrong = class_finding(sources, reference, section.at, f"{key}.template", runner=runner)
     else:
         told = f"expected a class of src, as in src.module.Name, got {shown(section.template)}"
-    draft.problem(section.at, "U52", f"{key}.template", told)
-    return None
+        told = (refused_runner(name, name) if runner else "") or told
+        wrong = Finding(section.at, "U52", f"{key}.template", told)
+    draft.problems += [wrong] if wrong else []
+    return look(sources, "" if wrong else reference)
+
+
+def _settings(openfl: OpenFL, key: str, code: Class, draft: Draft) -> dict[str, Any]:
+    """The settings of a section's class, after rows for it and for them."""
+    section, adapter = openfl.section(key), ADAPTERS[key]
+    draft.row(f"{key}.template", section.template, KEPT, f"{key}: {adapter} stands around it")
+    settings = {}
+    for setting, node in section.settings.items():
+        if (key, setting) == ("data_loader", "data_path"):
+            says = "the path comes from local.yaml, or from the site itself"
+            _said(draft, openfl, key, setting, DROPPED, says)
+            continue
+        settings[setting] = plain(node)
+        says = f"{key}: settings.{setting}, handed to {code.name}"
+        _said(draft, openfl, key, setting, KEPT, says)
+    return settings
+
+
+def _call(role: str, code: Class, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {role: code.reference, **({"settings": dict(settings)} if settings else {})}
 
 
 def _runner(
-    openfl: OpenFL, sources: Mapping[str, Source], tasks: tuple[Task, ...], draft: Draft
+    openfl: OpenFL, runner: Class, loader: Class, tasks: tuple[Task, ...], draft: Draft
 ) -> None:
-    section = openfl.section("task_runner")
-    reference = _reference(section, "task_runner", draft)
-    if reference is None:
-        return
-    at = section.at
-    wrong = class_finding(sources, reference, at, "task_runner.template", runner=True)
-    if wrong:
-        draft.problems.append(wrong)
-        return
-    draft.row("task_runner.template", section.template, KEPT, f"task_runner: {RUNNER}, runs it")
-    settings = {key: plain(node) for key, node in section.settings.items()}
-    for key in settings:
-        says = f"task_runner: settings.{key}, handed to {reference.partition(':')[2]}"
-        _said(draft, openfl, "task_runner", key, KEPT, says)
-    reports = _reports(sources, reference, tasks, draft)
-    calls = {task.kind: {"function": task.function, "kwargs": dict(task.kwargs)} for task in tasks}
-    whole: dict[str, Any] = {"runner": reference}
-    whole |= {"settings": settings} if settings else {}
-    whole |= {"optimizer_state": _treatment(openfl, draft), "calls": calls, "reports": reports}
-    if facts := _facts(openfl, sources, reference, draft):
-        whole["data_facts"] = facts
+    draft.problems += own_transfer(runner)
+    settings = _settings(openfl, "task_runner", runner, draft)
+    for name in sorted({"save_native", "load_native"} & set(runner.methods)):
+        says = "never called: models are safetensors, `fx model save` makes other formats of them"
+        draft.row(runner.reference, name, DROPPED, says)
+    whole = _call("runner", runner, settings)
+    whole["optimizer_state"] = _treatment(openfl, draft)
+    whole["calls"] = {
+        task.kind: {"function": task.function, "kwargs": dict(task.kwargs)} for task in tasks
+    }
+    whole["reports"] = _reports(runner, tasks, draft)
+    whole |= _without_data(openfl, runner, loader, draft)
     draft.plan["task_runner"] = {RUNNER: whole}
 
 
-def _facts(
-    openfl: OpenFL, sources: Mapping[str, Source], reference: str, draft: Draft
-) -> dict[str, Any]:
+def _without_data(openfl: OpenFL, runner: Class, loader: Class, draft: Draft) -> dict[str, Any]:
     """What the first model may have to know of the data: openfed makes it without."""
-    section = openfl.section("data_loader")
-    asked = asked_of_data(sources, reference)
+    section, asked = openfl.section("data_loader"), asked_of_data(runner)
+    if asked and made_without_data(loader):
+        says = "task_runner: empty_loader, for the first model: made with data_path=None, as "
+        draft.row(loader.reference, ", ".join(asked), KEPT, f"{says}OpenFL 1.9 does")
+        settings = {key: plain(node) for key, node in section.settings.items()}
+        settings.pop("data_path", None)
+        return {"empty_loader": _call("loader", loader, settings)}
     facts = {key: section.value(key) for key in asked if key in section.settings}
     for key in asked:
         if key in facts:
             says = f"task_runner: data_facts.{key}, for the first model, made without data"
             draft.row(f"data_loader.settings.{key}", facts[key], KEPT, says)
         else:
-            says = (
-                "your runner may ask the data loader for it, and the first model is made without "
-            )
-            says += f"data: if fx run says so, add data_facts: {{{key}: ...}} below task_runner"
-            draft.row(reference, key, TODO, says)
-    return facts
+            says = "your runner may ask the data loader for it, and the first model is made "
+            says += f"without data: if fx run says so, add data_facts: {{{key}: ...}} to "
+            draft.row(runner.reference, key, TODO, f"{says}plan.yaml, beside `calls`")
+    return {"data_facts": facts} if facts else {}
 
 
 _TREATMENT = {"RESET": "reset", "CONTINUE_LOCAL": "keep", "CONTINUE_GLOBAL": "average"}
@@ -386,21 +472,19 @@ _MEANS = ("accuracy", "mae", "mse")
 """Shipped metrics whose value over all sites is the mean of the sites' values, by samples."""
 
 
-def _reports(
-    sources: Mapping[str, Source], reference: str, tasks: tuple[Task, ...], draft: Draft
-) -> dict[str, str]:
+def _reports(runner: Class, tasks: tuple[Task, ...], draft: Draft) -> dict[str, str]:
     """The names under which the code's two numbers are reported, and the plan's `metrics`."""
     methods = {task.kind: task.function for task in tasks}
     validate = methods.get("validate", methods.get("validate_tuned", "validate_task"))
     train = (methods.get("train", "train_task"), "train_", "train_epoch")
     made = {
-        "train": returned_metric(sources, reference, train, None),
-        "validate": returned_metric(sources, reference, (validate, "validate_"), "accuracy"),
+        "train": returned_metric(runner, train, None),
+        "validate": returned_metric(runner, (validate, "validate_"), "accuracy"),
     }
     reports = {}
     for task, fallback in (("train", "loss"), ("validate", "score")):
         name = made[task]
-        key = f"{reference.partition(':')[2]}, metric of {task}"
+        key = f"{runner.name}, metric of {task}"
         if name is None:
             reports[task] = fallback
             says = f"its name is made at run time: reported as {fallback}"
@@ -432,28 +516,6 @@ def _best(name: str, draft: Draft) -> None:
     if mode == "max" and re.search("loss|error", name, re.IGNORECASE):
         says = f"OpenFL keeps the model with the highest {name}; is lower better? write mode: min"
         draft.row("best", name, TODO, says)
-
-
-def _loader(openfl: OpenFL, sources: Mapping[str, Source], draft: Draft) -> None:
-    section = openfl.section("data_loader")
-    reference = _reference(section, "data_loader", draft)
-    if reference is None:
-        return
-    at = section.at
-    wrong = class_finding(sources, reference, at, "data_loader.template", runner=False)
-    if wrong:
-        draft.problems.append(wrong)
-        return
-    draft.row("data_loader.template", section.template, KEPT, f"data_loader: {LOADER}, makes it")
-    settings = {key: plain(node) for key, node in section.settings.items() if key != "data_path"}
-    for key in settings:
-        says = f"data_loader: settings.{key}, handed to {reference.partition(':')[2]}"
-        _said(draft, openfl, "data_loader", key, KEPT, says)
-    if "data_path" in section.settings:
-        says = "the path comes from local.yaml, or from the site itself"
-        _said(draft, openfl, "data_loader", "data_path", DROPPED, says)
-    whole = {"loader": reference, **({"settings": settings} if settings else {})}
-    draft.plan["data_loader"] = {LOADER: whole}
 
 
 # -- aggregation, compression, stragglers ---------------------------------------------------------
@@ -511,10 +573,6 @@ def _server(name: str, given: Mapping[str, Any], key: str, draft: Draft) -> dict
 def _pipeline(openfl: OpenFL, draft: Draft) -> None:
     section = openfl.section("compression_pipeline")
     kind = section.template.rpartition(".")[2]
-    if kind in ("", "NoCompressionPipeline"):
-        if kind:
-            draft.row("compression_pipeline", kind, KEPT, "none: models travel as they are")
-        return
     sparsity, centers = section.value("p_sparsity"), section.value("n_clusters", 6)
     chains: dict[str, Callable[[], Any]] = {
         "KCPipeline": lambda: [{"kmeans": {"centers": centers}}, "zstd"],
@@ -529,7 +587,9 @@ def _pipeline(openfl: OpenFL, draft: Draft) -> None:
         },
         "EdenPipeline": lambda: ["rotate", {"lloyd": {"bits": _bits(section.value("n_bits", 8))}}],
     }
-    if kind == "RandomShiftPipeline":
+    if kind == "NoCompressionPipeline":
+        draft.row("compression_pipeline", kind, KEPT, "none: models travel as they are")
+    elif kind == "RandomShiftPipeline":
         says = "left out: it makes nothing smaller, and hides nothing from who has the seed"
         draft.row("compression_pipeline", kind, DROPPED, says)
     elif kind in chains:
@@ -537,11 +597,16 @@ def _pipeline(openfl: OpenFL, draft: Draft) -> None:
         draft.plan["compression_pipeline"] = {"uplink": uplink}
         says = f"uplink: {_words(uplink)}; the way down is not compressed; see docs/codecs.md"
         draft.row("compression_pipeline", kind, NEAR, says)
-    else:
+    elif kind:
         says = f"openfed knows no {kind}; models travel as they are"
         draft.row("compression_pipeline", section.template, UNKNOWN, says)
-    for key in sorted(set(section.settings) - {"p_sparsity", "n_clusters", "n_bits"}):
-        _said(draft, openfl, "compression_pipeline", key, UNKNOWN, "left out")
+    used = {"SKCPipeline": ("p_sparsity", "n_clusters"), "KCPipeline": ("n_clusters",)}
+    used |= {"STCPipeline": ("p_sparsity",), "EdenPipeline": ("n_bits",)}
+    for key in section.settings:
+        known = key in used.get(kind, ())
+        says = f"{kind} has it not, or openfed does not know it; left out"
+        says = "in compression_pipeline" if known else says
+        _said(draft, openfl, "compression_pipeline", key, NEAR if known else UNKNOWN, says)
 
 
 def _bits(given: Any) -> int:
@@ -557,25 +622,44 @@ def _words(uplink: Any) -> str:
 def _stragglers(openfl: OpenFL, draft: Draft) -> None:
     section = openfl.section("straggler_handling_policy")
     kind = section.template.rpartition(".")[2]
-    seconds, least = section.value("straggler_cutoff_time"), section.value("minimum_reporting", 1)
     key = "straggler_handling_policy"
-    if kind.startswith("Cutoff") and isinstance(seconds, int | float):
-        sites = len(draft.plan.get("collaborators", ()))
-        quorum = max(1, min(least if type(least) is int else 1, sites))
-        cohort = {"deadline": f"{float(seconds):g}s", "quorum": quorum}
-        draft.plan["cohort"] = {**draft.plan.get("cohort", {}), **cohort}
-        says = f"cohort: deadline: {cohort['deadline']}, quorum: {quorum}"
-        draft.row(key, kind, NEAR, f"{says}; who is late or too few: see docs/migration.md")
+    verdict, says = UNKNOWN, "all sites are waited for"
+    if kind.startswith("Cutoff"):
+        verdict, says = _cutoff(section, draft)
     elif kind.startswith("Percentage"):
         says = "openfed has no end of a round by share alone: all sites are waited for. Instead: "
-        draft.row(key, kind, TODO, f"{says}cohort: {{quorum: N, deadline: 10m}}")
-    elif kind not in ("", "NoPolicy") and not kind.startswith("Cutoff"):
-        draft.row(key, section.template, UNKNOWN, "all sites are waited for")
+        verdict, says = TODO, f"{says}cohort: {{quorum: N, deadline: 10m}}"
+    elif kind in ("NoPolicy", "WaitForAllPolicy"):
+        verdict = KEPT
+    if kind:
+        draft.row(key, _origin(section.at, kind), verdict, says)
+    for setting in section.settings:
+        same = DROPPED if verdict in (TODO, KEPT) else verdict
+        _said(draft, openfl, key, setting, same, f"see {key}")
+
+
+def _cutoff(section: Section, draft: Draft) -> tuple[str, str]:
+    """Verdict and words of a policy with a cut-off, which becomes a deadline and a quorum."""
+    seconds, least = section.value("straggler_cutoff_time"), section.value("minimum_reporting", 1)
+    if seconds in (None, math.inf):
+        return KEPT, "without a cut-off time all sites are waited for, in openfed too"
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        told = f"expected seconds, got {shown(seconds)}"
+        at, key = section.place("straggler_cutoff_time"), "straggler_handling_policy.settings"
+        draft.problem(at, "U51", f"{key}.straggler_cutoff_time", told)
+        return UNKNOWN, ""
+    sites = len(draft.plan.get("collaborators", ()))
+    quorum = max(1, min(least if type(least) is int else 1, sites))
+    cohort = {"deadline": f"{float(seconds):g}s", "quorum": quorum}
+    draft.plan["cohort"] = {**draft.plan.get("cohort", {}), **cohort}
+    says = f"cohort: deadline: {cohort['deadline']}, quorum: {quorum}"
+    return NEAR, f"{says}; who is late or too few: see docs/migration.md"
 
 
 # -- the rest -------------------------------------------------------------------------------------
 
 _OWN_DB = "the journal keeps what a restart needs, for the whole run"
+_DELTAS = "what travels is always the difference"
 _NAMES = "models are save/<name>_{init,last,best}.safetensors"
 
 DROP: Mapping[str, Mapping[str, str]] = {
@@ -593,11 +677,15 @@ DROP: Mapping[str, Mapping[str, str]] = {
         "log_memory_usage": "not measured",
         "enable_remote_attestation": "there is none",
         "single_col_cert_common_name": "every collaborator has a certificate of its own name",
+        "delta_updates": _DELTAS,
+        "use_delta_updates": _DELTAS,
     },
     "collaborator": {
         "opt_treatment": "",
-        "delta_updates": "what travels is always the difference",
-        "use_delta_updates": "what travels is always the difference",
+        "delta_updates": _DELTAS,
+        "use_delta_updates": _DELTAS,
+        "epochs_per_round": "OpenFL 1.5 to 1.9 does not read it either: epochs are the task's",
+        "polling_interval": "OpenFL 1.5 to 1.9 does not read it either",
         "db_store_rounds": _OWN_DB,
         "persist_checkpoint": _OWN_DB,
         "persistent_db_path": _OWN_DB,
@@ -619,8 +707,15 @@ DROP: Mapping[str, Mapping[str, str]] = {
         "client_reconnect_interval": "retries wait longer and longer by themselves",
         "cert_common_name": "certificates name their node",
         "enable_remote_attestation": "there is none",
+        "enable_atomic_connections": "every call is its own, over one connection",
+        "transport_protocol": "gRPC, always",
     },
-    "assigner": {"task_groups": ""},
+    "assigner": {"task_groups": "", "selected_task_group": ""},
+    "data_loader": {},
+    "task_runner": {},
+    "tasks": {},
+    "compression_pipeline": {},
+    "straggler_handling_policy": {},
 }
 """Settings by section: why each is left out; nothing: another function has said it."""
 
@@ -644,7 +739,7 @@ def _leftovers(openfl: OpenFL, name: str, known: Mapping[str, str], draft: Draft
         elif f"{name}.settings.{key}" not in said and known.get(key) != "":
             says = known.get(key, "openfed knows no such setting of OpenFL's; left out")
             _said(draft, openfl, name, key, DROPPED if key in known else UNKNOWN, says)
-    for key in section.parts:
+    for key in section.parts if name != "tasks" else ():
         draft.row(f"{name}.{key}", "a key", UNKNOWN, "openfed knows no such key; left out")
 
 

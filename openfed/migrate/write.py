@@ -12,21 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from openfed.errors import PlanError, Problem, UsageError
-from openfed.migrate.code import ADAPTER, missing_imports, read_sources
+from openfed.migrate.code import (
+    ADAPTER,
+    brought_by_openfl,
+    missing_imports,
+    not_installed,
+    read_sources,
+)
 from openfed.migrate.source import OpenFL, read_openfl
-from openfed.migrate.translate import DROPPED, NAMES, TODO, Draft, Row, translate
+from openfed.migrate.translate import DROPPED, KEPT, NAMES, TODO, Draft, Row, translate
 from openfed.plan.choices import METRICS
 from openfed.plan.load import load_plan, problems
 from openfed.plan.source import Finding, Place
 
 SKIPPED = ("__pycache__", ".ipynb_checkpoints")
 TOP = frozenset({"plan", "src", "requirements.txt", ".workspace"})
+READ = frozenset({"plan.yaml", "cols.yaml", "data.yaml", "defaults"})
 NOT_COPIED: Mapping[str, str] = {
     "cert": "keys and certificates: openfed makes its own, in its own authority",
     "save": "models as .pbuf, which openfed does not read",
     "logs": "of earlier runs",
     "local_state": "of earlier runs",
-    "data": "stays where it is: local.yaml has the path",
+    "data": "stays where it is: local.yaml has the paths of data.yaml; what your code opens below "
+    "data/ by itself it looks for in the new folder: move or copy that there",
 }
 """Folders of an OpenFL workspace, and why each stays behind."""
 
@@ -53,12 +61,16 @@ def import_openfl(root: Path, prefix: Path | None = None) -> Imported:
         raise UsageError("U03", f"{prefix} exists and is not an empty folder; nothing was written")
     sources, found = read_sources(root, _modules(openfl))
     draft = translate(openfl, sources, federation_name(root.resolve().name))
-    found += [*draft.problems, *_unfit_files(root)]
-    if not any(each.code == "U52" for each in found):  # else most of its imports are not there
-        found += missing_imports(sources)
+    found += draft.problems
+    if not any(each.code == "U52" for each in found):  # else nothing of the rest would help
+        found += [*_unfit_files(root), *missing_imports(sources)]
     if found:
         raise PlanError(problems(found))
-    return _write(openfl, draft, prefix)
+    requirements = _requirements(root, brought_by_openfl(sources))
+    for name, file in not_installed(sources, root).items():
+        says = f"{file} imports it: pip install -r requirements.txt, here and at every site"
+        draft.row("requirements.txt", name, TODO, f"is not installed here, and {says}")
+    return _write(openfl, draft, requirements, prefix)
 
 
 def _modules(openfl: OpenFL) -> tuple[str, ...]:
@@ -97,15 +109,22 @@ def _below(folder: Path) -> Iterator[Path]:
 # -- writing --------------------------------------------------------------------------------------
 
 
-def _write(openfl: OpenFL, draft: Draft, prefix: Path) -> Imported:
+@dataclass(frozen=True)
+class Requirements:
+    """The lines of requirements.txt, and what there is to say of them."""
+
+    lines: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def _write(openfl: OpenFL, draft: Draft, requirements: Requirements, prefix: Path) -> Imported:
     """Make it beside its place, check it there as `fx plan check` does, and move it."""
-    dropped = [*_kept_requirements(openfl.root)[1], *_left_behind(openfl.root)]
-    rows, code = (*draft.rows, *dropped), tuple(_below(openfl.root / "src"))
+    rows = (*draft.rows, *requirements.rows, *_left_behind(openfl.root))
     prefix.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{prefix.name}.", dir=prefix.parent))
     try:
         stage.chmod(0o755)
-        _fill(stage, openfl, draft, rows, code)
+        _fill(stage, openfl.root, _texts(openfl.root, draft, requirements.lines, rows))
         _check(stage)
         os.replace(stage, prefix)
     except BaseException:
@@ -115,26 +134,31 @@ def _write(openfl: OpenFL, draft: Draft, prefix: Path) -> Imported:
     return Imported(prefix, files, rows)
 
 
-def _fill(
-    stage: Path, openfl: OpenFL, draft: Draft, rows: Sequence[Row], code: Sequence[Path]
-) -> None:
-    for path in code:
-        target = stage / path.relative_to(openfl.root)
+def _fill(stage: Path, root: Path, texts: Mapping[str, str]) -> None:
+    for path in _below(root / "src"):
+        target = stage / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target, follow_symlinks=False)
-    texts = {
-        "plan/plan.yaml": _HEAD + yaml_text(draft.plan),
-        "local.yaml": _LOCAL + yaml_text({"sites": draft.local}),
-        "src/openfl_adapter.py": ADAPTER.read_text(encoding="utf-8"),
-        "requirements.txt": "".join(f"{line}\n" for line in _kept_requirements(openfl.root)[0]),
-        "IMPORT.md": report(openfl.root, rows),
-    }
-    if own := [name for name in draft.metrics if name not in METRICS]:
-        texts[f"{NAMES.replace('.', '/')}.py"] = _metrics_module(own)
     for name, text in texts.items():
         path = stage / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _texts(
+    root: Path, draft: Draft, requirements: Sequence[str], rows: Sequence[Row]
+) -> dict[str, str]:
+    """The files that are new, by name."""
+    texts = {
+        "plan/plan.yaml": _HEAD + yaml_text(draft.plan),
+        "local.yaml": _LOCAL + yaml_text({"sites": draft.local}),
+        "src/openfl_adapter.py": ADAPTER.read_text(encoding="utf-8"),
+        "requirements.txt": "".join(f"{line}\n" for line in requirements),
+        "IMPORT.md": report(root, rows),
+    }
+    if own := [name for name in draft.metrics if name not in METRICS]:
+        texts[f"{NAMES.replace('.', '/')}.py"] = _metrics_module(own)
+    return texts
 
 
 def _check(stage: Path) -> None:
@@ -157,23 +181,49 @@ def _metrics_module(names: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kept_requirements(root: Path) -> tuple[list[str], list[Row]]:
-    """The lines of requirements.txt, without OpenFL itself; and what was left out."""
-    path = root / "requirements.txt"
-    if not path.is_file():
-        return ["numpy", "torch"], []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    own = [line for line in lines if re.match(r"\s*openfl\b", line) or "/openfl" in line]
-    rows = [
-        Row("requirements.txt", line.strip(), DROPPED, "src/openfl_adapter.py stands for it")
-        for line in own
-    ]
-    return [line for line in lines if line not in own], rows
+_LEAST = {"torch": (2, 6), "numpy": (2, 0)}
+"""What the adapter needs of the packages that a workspace may have pinned to an older version."""
+
+
+def _requirements(root: Path, brought: Mapping[str, str]) -> Requirements:
+    """Those of the workspace: OpenFL itself left out, and what came with it added (`brought`: the
+    packages that the code imports, and where)."""
+    path, key = root / "requirements.txt", "requirements.txt"
+    text = "numpy\ntorch"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+    lines, rows = [], []
+    for line in text.splitlines():
+        if re.match(r"\s*openfl\b", line) or "/openfl" in line:
+            rows.append(Row(key, line.strip(), DROPPED, "src/openfl_adapter.py stands for it"))
+            continue
+        lines.append(line)
+        if old := _too_old(line):
+            rows.append(Row(key, line.strip(), TODO, f"{old}: raise it, and what goes with it"))
+    named = {re.split(r"[^A-Za-z0-9_.-]", line.strip(), maxsplit=1)[0].lower() for line in lines}
+    for package, file in brought.items():
+        if package.lower() not in named:
+            lines.append(package)
+            rows.append(Row(key, package, KEPT, f"added: {file} imports it, and OpenFL brought it"))
+    return Requirements(tuple(lines), tuple(rows))
+
+
+def _too_old(line: str) -> str:
+    """What is wrong with a pin, if it is to a version that the adapter does not run with."""
+    pin = re.match(r"\s*(torch|numpy)\s*(?:==|<=|~=)\s*(\d+)\.(\d+)", line)
+    if pin is None or (int(pin[2]), int(pin[3])) >= _LEAST[pin[1]]:
+        return ""
+    return f"openfed needs {pin[1]} {'.'.join(map(str, _LEAST[pin[1]]))} or later"
 
 
 def _left_behind(root: Path) -> list[Row]:
     """What else lies in the workspace."""
     rows = []
+    for path in sorted((root / "plan").iterdir()):
+        if path.name not in READ:
+            rows.append(
+                Row(f"plan/{path.name}", "file", DROPPED, "not read: the plan does not name it")
+            )
     for path in sorted(root.iterdir()):
         if path.name not in TOP and path.name != ".git":
             why = NOT_COPIED.get(path.name, "not copied: openfed takes plan, src and requirements")

@@ -1,5 +1,6 @@
 """Code from OpenFL, unchanged, run by the adapter as openfed's task process runs it."""
 
+import hashlib
 import importlib
 import json
 import sys
@@ -185,6 +186,62 @@ def test_what_the_constructor_asks_of_data_is_said_with_the_place_to_say_it(ente
     bare, _ = enter("defaults")
     with pytest.raises(ValueError, match=r"data_facts: \{feature_shape: \.\.\.\}"):
         bare.initial(7)
+
+
+EMPTY = [
+    ("        draw = ", "        if data_path is None:\n            return\n        draw = "),
+    (
+        "= points[60:], labels[60:]\n",
+        "= points[60:], labels[60:]\n\n    def get_feature_shape(self):\n        return [4]\n",
+    ),
+]
+
+
+def test_a_loader_that_can_be_made_without_data_answers_for_the_first_model(enter):
+    bare, runner = enter("defaults", changes={"src/loader.py": EMPTY})
+    model, _ = bare.initial(7)
+    assert model["fc.weight"].shape == (2, 4)
+    assert runner.run(task("validate"), model, {}).numbers["n"] == (20,)
+
+
+def test_what_the_plan_says_of_the_data_comes_before_an_empty_loader(enter):
+    facts = (FACTS[0], FACTS[1].replace("[4]", "[3]"))
+    bare, _ = enter("defaults", facts, changes={"src/loader.py": EMPTY})
+    assert bare.initial(7)[0]["fc.weight"].shape == (2, 3)
+
+
+def test_openfls_own_validation_takes_labels_as_numbers_and_as_one_hot(enter):
+    left = ("def validate(", "def unused(")
+    bare, runner = enter("defaults", FACTS, changes={"src/net.py": [left]})
+    model, _ = bare.initial(7)
+    numbers = runner.run(task("validate"), model, {}).numbers
+    assert numbers["metrics/validate/accuracy"][1] == 20
+    runner._data.y_valid = np.eye(2)[runner._data.y_valid]
+    assert runner.run(task("validate"), model, {}).numbers == numbers
+
+
+def test_openfls_own_training_calls_the_loss_by_keyword_as_openfl_does(enter):
+    turned = [
+        ("def cross_entropy(output, target)", "def cross_entropy(target, output)"),
+        ("cross_entropy(output, target)\n", "cross_entropy(output, target.long())\n"),
+    ]
+    bare, runner = enter("defaults", FACTS, changes={"src/net.py": turned})
+    model, _ = bare.initial(7)
+    before = runner.run(task("validate"), model, {}).numbers["metrics/validate/acc"][0]
+    after = runner.run(task(epochs=10, tuned=True), model, {}).numbers
+    assert after["metrics/validate_tuned/acc"][0] > before
+
+
+def test_a_download_with_another_hash_is_refused_and_the_right_one_passes(enter, tmp_path):
+    enter()
+    importlib.import_module("src.openfl_adapter")
+    check = importlib.import_module("openfl.utilities").validate_file_hash
+    path = tmp_path / "data.zip"
+    path.write_bytes(b"pictures")
+    right = hashlib.sha384(b"pictures").hexdigest()
+    check(path, right)
+    with pytest.raises(SystemError, match=right):
+        check(path, "0" * 96)
 
 
 def test_entries_that_the_runner_holds_out_stay_at_the_site(enter):
