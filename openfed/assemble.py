@@ -9,7 +9,14 @@ from openfed.flow.fedavg import fedavg
 from openfed.flow.federation import Federation
 from openfed.node.accounts import Accounts
 from openfed.node.agent import Agent, Said
-from openfed.node.aggregator import Aggregator, Consent, Renewing, anyone, nobody
+from openfed.node.aggregator import (
+    Aggregator,
+    Consent,
+    Renewing,
+    Rosters,
+    no_roster,
+    nobody,
+)
 from openfed.node.conduct import Ended, Flow, conduct, read_initial
 from openfed.node.trainer import Trainer
 from openfed.plan.lock import Lock
@@ -49,8 +56,9 @@ def make_aggregator(
     run: str,
     journal: Journal,
     emit: Emit,
-    consent: Consent = anyone,
+    consent: Consent | None = None,
     renewing: Renewing = nobody,
+    roster: Rosters = no_roster,
 ) -> tuple[Aggregator, Callable[[], Awaitable[Ended]]]:
     """The aggregator, to be served by a transport, and what runs it to its end.
 
@@ -59,7 +67,14 @@ def make_aggregator(
     spool = Spool(run_folder(workspace, run))
     accounts = Accounts(emit)
     aggregator = Aggregator(
-        lock, run, journal, spool, accounts.emit, consent=consent, renewing=renewing
+        lock,
+        run,
+        journal,
+        spool,
+        accounts.emit,
+        consent=consent,
+        renewing=renewing,
+        roster=roster,
     )
     rule = AGGREGATES.get(lock.plan.strategy.name, weighted_mean)
     saved = workspace / "save"

@@ -235,6 +235,12 @@ CODES: dict[str, Explanation] = {
         "`--resume` was given, and the latest run has ended, or belongs to another plan or code.",
         "Leave the flag out: a new run begins.",
     ),
+    "U41": Explanation(
+        "too few sites on this machine",
+        "The plan's `collaborators` is `enrolled` with a minimum, and fx run would wait for ever "
+        "with the sites that local.yaml has.",
+        "Add sites to local.yaml, or lower the minimum in the plan.",
+    ),
     "U50": Explanation(
         "not an OpenFL workspace",
         "The folder has no plan/plan.yaml, or one without the sections of OpenFL's plans.",
@@ -306,8 +312,8 @@ CODES: dict[str, Explanation] = {
     "U64": Explanation(
         "proxies of the environment are not used",
         "Variables such as https_proxy say that programs are to reach the network by a proxy. "
-        "openfed dials the aggregator itself.",
-        "Nothing, if the aggregator can be reached directly: the line on the network says so.",
+        "openfed does what `proxy:` in site.yaml says, and else dials the aggregator itself.",
+        "Nothing, if the line on the network says PASS; else name the proxy in site.yaml.",
     ),
     "U65": Explanation(
         "clocks disagree",
@@ -331,6 +337,52 @@ CODES: dict[str, Explanation] = {
         "not enough space",
         "The disk must hold the model in use, the next one, and what sites send.",
         "Free space, or put the workspace on a larger disk.",
+    ),
+    "U80": Explanation(
+        "the plan is in use",
+        "A node of this workspace runs, or waits for its aggregator, under the plan and the code "
+        "that the archive would replace; or another import goes on.",
+        "Nothing was changed. Stop the node with Ctrl-C, or wait for the end of the run; then "
+        "import the archive again.",
+    ),
+    "U81": Explanation(
+        "the import would lose something",
+        "An import replaces plan/, src/ and requirements.txt as a whole, and something there was "
+        "made or changed in this workspace: it is not what plan.lock says.",
+        "Nothing was changed. Move the file that the message names elsewhere and import again, or "
+        "import into a new folder with --prefix.",
+    ),
+    "U82": Explanation(
+        "an archive of another federation",
+        "The workspace holds keys, settings and approvals of one federation; the archive's plan is "
+        "of another.",
+        "Nothing was changed. Import the archive into a new folder with --prefix.",
+    ),
+    "U83": Explanation(
+        "an import is not finished",
+        "A new plan is being put into this workspace, or was when the command was stopped: plan "
+        "and code may not belong together.",
+        "Import the archive again: the import is finished first. Nothing that is the site's own "
+        "is touched by it.",
+    ),
+    "U85": Explanation(
+        "the sandbox lacks a wall",
+        "The sandbox works, but this machine does not have everything that it can be made of.",
+        "For Landlock: a kernel from 5.13 on that has it switched on (lsm=landlock). For control "
+        "groups: start the site as a service of its own with Delegate=yes, or in containers.",
+    ),
+    "U88": Explanation(
+        "compose.yaml is another's",
+        "There is a compose.yaml in this workspace that does not begin as openfed's does: somebody "
+        "else has written it, or removed its first line.",
+        "Nothing was changed. Rename the file, write openfed's, and put your own changes into "
+        "compose.override.yaml.",
+    ),
+    "U89": Explanation(
+        "the services could not read the keys",
+        "Services have no right to read what is another user's, and keys are their owner's alone.",
+        "Give the workspace to the user that the services are to run as, or name its owner with "
+        "--user UID:GID; then write the file again.",
     ),
     # -- P: the plan ---------------------------------------------------------------------------
     "P01": Explanation(
@@ -492,9 +544,10 @@ CODES: dict[str, Explanation] = {
         "Put clip_norm first.",
     ),
     "P44": Explanation(
-        "a proxy",
-        "site.yaml names a proxy, and this release cannot connect through one.",
-        "Write `proxy: none`, and have a way to the aggregator's one TCP port opened.",
+        "a password that others can read",
+        "site.yaml holds the password of a proxy, and users of this machine other than its owner "
+        "may read the file.",
+        "chmod 600 site.yaml. If others may have read it, change the password.",
     ),
     "P42": Explanation(
         "there is another site.yaml",
@@ -616,7 +669,8 @@ CODES: dict[str, Explanation] = {
         "the aggregator's certificate is of another authority",
         "The server at this address was certified by another authority than the one in "
         "cert/authority.pem.",
-        "Check the address, and that authority.pem is that of this federation.",
+        "Check the address, and that authority.pem is that of this federation. A proxy that opens "
+        "TLS must pass this address on unopened.",
     ),
     "C22": Explanation(
         "the aggregator's certificate does not name this address",
@@ -843,7 +897,7 @@ CODES: dict[str, Explanation] = {
         "no answer",
         "The address did not answer in time, or cannot be reached.",
         "Check the address, the firewall and the VPN: one outbound TCP port is all a "
-        "collaborator needs.",
+        "collaborator needs, or an HTTP proxy that CONNECTs to it: `proxy:` in site.yaml.",
     ),
     "T07": Explanation(
         "the server does not speak TLS",
@@ -884,6 +938,29 @@ CODES: dict[str, Explanation] = {
         "transfer under way",
         "Another transfer of the same bytes by the same collaborator has not ended yet.",
         "It is tried again. If it repeats, two processes run under one name: stop one.",
+    ),
+    "T15": Explanation(
+        "the proxy does not answer",
+        "The proxy that `proxy:` in site.yaml names cannot be reached, or hangs up.",
+        "Check its host and port with your network's administrator. It is tried again.",
+    ),
+    "T16": Explanation(
+        "the proxy refuses the address",
+        "The site's proxy answers, and does not connect to the address that is dialled.",
+        "Ask your network's administrator to let it CONNECT to that host and port.",
+    ),
+    "T17": Explanation(
+        "the proxy wants to know its user",
+        "The site's proxy asks for a user and a password: there are none in site.yaml, others than "
+        "it knows, or it asks in a way that openfed does not speak.",
+        "Write `proxy: http://user:password@host:port` in site.yaml (chmod 600 site.yaml), or have "
+        "this machine let through without; of the ways to ask, only Basic is spoken.",
+    ),
+    "T18": Explanation(
+        "not an HTTP proxy",
+        "What answers at the host and port of `proxy:` in site.yaml does not answer as an HTTP "
+        "proxy does. Proxies that speak TLS themselves or SOCKS are not supported.",
+        "Check the port with your network's administrator, or write `proxy: none`.",
     ),
     # -- W: frames and messages that no honest peer sends --------------------------------------
     "W01": Explanation(
@@ -1235,6 +1312,62 @@ CODES: dict[str, Explanation] = {
         "A pattern of a `drop` in site.yaml matches no entry of the plan's model: what it was to "
         "keep at the site would leave it.",
         "Correct the pattern; the message lists entries of the model.",
+    ),
+    "R36": Explanation(
+        "less isolation than the site requires",
+        "`isolation` in site.yaml (of a trial: in local.yaml) asks for a level that this machine "
+        "or this command cannot give; the message says why. Nothing was started.",
+        "For sandbox: install bubblewrap (Debian, Ubuntu, Fedora: the package bubblewrap) and let "
+        "your user make user namespaces; fx doctor says whether it works. For container: start the "
+        "site in containers (fx workspace compose; a trial: fx run --launcher docker).",
+    ),
+    "R37": Explanation(
+        "a sandbox would show what it must hide",
+        "The site's data, or Python itself, lies around or inside what only the site's agent may "
+        "see: cert/, runs/, logs/, save/, approved/ and the site's settings.",
+        "Put the data into a folder of its own, such as data/ in the workspace or one outside of "
+        "it, and name that folder.",
+    ),
+    # -- L: containers and images ----------------------------------------------------------------
+    "L01": Explanation(
+        "no Docker engine",
+        "The Docker engine does not answer, or this user may not speak to it.",
+        "Start it, or join the group `docker`; DOCKER_HOST names an engine that is elsewhere. "
+        "`docker info` says whether it answers.",
+    ),
+    "L02": Explanation(
+        "the image is not there",
+        "The engine has no image of this name. The names are made from the version of openfed, and "
+        "for a task from requirements.txt and the plan's runner: a change of one needs a build.",
+        "`fx workspace dockerize` builds both images; without a network: `docker load -i` the file "
+        "that its --save wrote.",
+    ),
+    "L03": Explanation(
+        "the package for Docker is missing",
+        "Speaking to a Docker engine needs its Python package, which only an extra installs.",
+        "pip install 'openfed-fx[docker]'.",
+    ),
+    "L04": Explanation(
+        "the base image cannot be had",
+        "The engine does not have the image that --base names, and could not pull it.",
+        "Check its name; without a network: `docker load` it first.",
+    ),
+    "L05": Explanation(
+        "the base image has no usable Python",
+        "openfed needs Python 3.11 or newer, called python3, with the modules venv and ensurepip.",
+        "Give another --base. On Debian and Ubuntu the package python3-venv has the modules.",
+    ),
+    "L06": Explanation(
+        "an image was not built",
+        "A step of the build failed; the last lines of its log stand behind the message.",
+        "Mostly a package of requirements.txt that is not in the wheelhouse or at the index, or "
+        "that is not made for the Python of the base.",
+    ),
+    "L07": Explanation(
+        "not a wheelhouse for this openfed",
+        "An image is built with exactly the version of openfed that builds it, and the folder has "
+        "no wheel of that version.",
+        "Fill it with pip wheel as the message says, on a machine of the same kind and Python.",
     ),
     # -- S: state: journal, spool, runs --------------------------------------------------------
     "S10": Explanation(

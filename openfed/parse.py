@@ -4,7 +4,9 @@ import ipaddress
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """A SHA-256 or a BLAKE3 in lower-case hexadecimal digits."""
@@ -73,3 +75,33 @@ def is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """An HTTP proxy that is asked to CONNECT. Its `str` and `repr` hold no password."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"http://{join_address(self.host, self.port)}"
+
+
+def parse_proxy(text: str) -> Proxy:
+    """`http://host:port` or `http://user:password@host:port`, with what has a meaning in a URL
+    as %XX. The error does not quote what was given: that may hold a password."""
+    scheme, _, rest = text.partition("://")
+    told, known, address = rest.rpartition("@")
+    try:
+        name, port = split_address(address.removesuffix("/"))
+        user, _, password = (unquote(part, errors="strict") for part in told.partition(":"))
+    except ValueError:
+        scheme = ""
+    if scheme != "http" or not port or (is_ip(name) and ipaddress.ip_address(name).is_unspecified):
+        raise ValueError("expected http://host:port, or http://user:password@host:port")
+    if (known and not user) or ":" in user or not (user + password).isprintable():
+        raise ValueError("expected a user (no colon in it) and a password, of printable characters")
+    return Proxy(name, port, user, password)

@@ -1,17 +1,26 @@
-"""How a workspace travels to the sites: plan, lock and code, in an archive; never anything else."""
+"""How a workspace travels to the sites: plan, lock and code, in an archive; never anything else.
+
+In a workspace that is there already, the parts that travel are replaced, each by one rename, from
+a folder that is complete before the first of them. A crash leaves that folder; the next import
+goes on with it, and until then no command takes the workspace for one.
+"""
 
 import hashlib
 import os
-from collections.abc import Collection
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from openfed.archive import WORKSPACE, contents, pack, unpack
 from openfed.errors import PlanError, UsageError
-from openfed.files import write_whole
+from openfed.files import lock_file, sync_folder, write_whole
 from openfed.plan.check import checked
+from openfed.plan.difference import Frozen, read_frozen
 from openfed.plan.load import problems, read_file, read_tree, ready_plans
-from openfed.plan.lock import Lock, read_lock, verify_files
+from openfed.plan.lock import MAX_BYTES, Lock, code_files, read_lock, verify_files
 from openfed.plan.schema import Plan, canonical
 from openfed.plan.source import plain
 from openfed.workspace import Workspace
@@ -31,6 +40,7 @@ class Imported:
     root: Path
     digest: str  # of the plan
     names: tuple[str, ...]
+    before: str  # digest of the plan that was there; empty: the folder is new
 
 
 def export(workspace: Workspace, target: Path | None = None) -> Exported:
@@ -61,12 +71,19 @@ def export(workspace: Workspace, target: Path | None = None) -> Exported:
 def import_archive(archive: Path, prefix: Path | None = None) -> Imported:
     """Make the workspace that `export` wrote; its folder appears when all is checked.
 
-    It is by default called like the archive, and made in the current folder.
-    Raises: UsageError: U03 the folder is taken; U30 to U36: the archive.
+    Where the folder is a workspace of the same federation, the archive's plan takes the place of
+    the one that is there, with its code; what is the site's own stays. The folder is by default
+    the current one, where that is a workspace, else one of the archive's name.
+    Raises: UsageError: U03 the folder is taken; U30 to U36: the archive; U80 a node of the
+    workspace runs, U81 something would be lost, U82 it is of another federation.
     """
-    into = prefix or Path(archive.name.removesuffix(".zip"))
-    names = unpack(archive, into, WORKSPACE, _check_imported)
-    return Imported(into, read_lock(Workspace(into).lock).digest, tuple(names))
+    here = Path()
+    into = prefix or (here if _is_workspace(here) else Path(archive.name.removesuffix(".zip")))
+    if _is_workspace(into):
+        names, before = _renew(archive, Workspace(Path(os.path.abspath(into))))
+    else:
+        names, before = unpack(archive, into, WORKSPACE, _check_imported), ""
+    return Imported(into, read_lock(Workspace(into).lock).digest, tuple(names), before)
 
 
 def _check_imported(root: Path, names: Collection[str]) -> None:
@@ -141,3 +158,159 @@ def _put(target: Path, data: bytes) -> bool:
         message = f"{target} is there and is another file: remove it, or give another -o"
         raise UsageError("U18", message)
     return False
+
+
+# -- a new plan for a workspace --------------------------------------------------------------------
+
+_LOCKS = ("lock", "*/lock", "*/agents/*/lock", "exchange/*/lock")
+"""Below runs/: what `fx run`, aggregators, agents, and those who start agents hold."""
+
+
+def _is_workspace(root: Path) -> bool:
+    workspace = Workspace(root)
+    found = (workspace.plan, workspace.lock, workspace.importing)
+    return any(os.path.lexists(path) for path in found)
+
+
+def _renew(archive: Path, workspace: Workspace) -> tuple[list[str], str]:
+    """Replace plan and code by the archive's; the names in it, and the digest of the old plan."""
+    with _alone(workspace):
+        _finish(workspace)
+        old = _kept(workspace)
+
+        def check(folder: Path, names: Collection[str]) -> None:
+            _check_imported(folder, names)
+            _check_federation(old, read_lock(Workspace(folder).lock))
+            _check_idle(workspace)  # again: unpacking takes a while
+
+        names = unpack(archive, workspace.importing, WORKSPACE, check)
+        _finish(workspace)
+    return names, old.digest
+
+
+@contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """One import at a time, and none while a node runs. Raises: UsageError U80."""
+    try:
+        held = lock_file(workspace.root, wait=False)
+    except BlockingIOError:
+        message = f"another import into {workspace.root} is going on: wait for it"
+        raise UsageError("U80", message) from None
+    try:
+        _check_idle(workspace)
+        for left in workspace.root.glob(f".{workspace.importing.name}.*"):
+            shutil.rmtree(left)  # of an import that was killed
+        yield
+    finally:
+        os.close(held)
+
+
+def _check_idle(workspace: Workspace) -> None:
+    for path in (path for each in _LOCKS for path in sorted(workspace.runs.glob(each))):
+        try:
+            os.close(lock_file(path, wait=False))
+        except BlockingIOError:
+            place = path.parent.relative_to(workspace.root)
+            message = f"a node of this workspace runs (in {place}/), under the plan that is here"
+            raise UsageError("U80", f"{message}; stop it or wait for its end first") from None
+
+
+def _check_federation(old: Frozen, new: Lock) -> None:
+    known = old.plan.get("federation")
+    if new.plan.federation != known:
+        message = f"is of the federation {new.plan.federation!r}, the workspace of {known!r}"
+        raise UsageError("U82", f"{message}; give a new folder: --prefix DIR")
+
+
+def _kept(workspace: Workspace) -> Frozen:
+    """The plan that is there. Raises: UsageError U81: something of it was made or changed here, so
+    that it would be lost."""
+    new = "import into a new folder: --prefix DIR"
+    try:
+        old = _frozen(workspace)
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        message = f"plan/plan.lock cannot be read ({what}), so nothing says what was changed here"
+        raise UsageError("U81", f"{message}; {new}") from None
+    if (name := _changed(workspace, old)) is not None:
+        message = f"{name} was made or changed here, and would be lost"
+        raise UsageError("U81", f"{message}: move it elsewhere and import again, or {new}")
+    return old
+
+
+def _changed(workspace: Workspace, old: Frozen) -> str | None:
+    """The first file of plan or code that is not as it was frozen; one that is gone loses
+    nothing."""
+    try:
+        here = code_files(workspace.root)
+    except PlanError as error:
+        return error.problems[0].where
+    changed = (name for name in sorted(here) if old.files.get(name) != here[name])
+    return next(changed, None) or _changed_plan(workspace)
+
+
+def _changed_plan(workspace: Workspace) -> str | None:
+    root, known = workspace.root, {"plan/plan.lock", "plan/plan.sig", "plan/plan.yaml"}
+    if workspace.plan.exists():
+        if _says_otherwise(workspace):
+            return "plan/plan.yaml"
+        known |= set(_fragments(root))
+    found = (path for path in sorted((root / "plan").rglob("*")) if not path.is_dir())
+    names = (path.relative_to(root).as_posix() for path in found if path.name[0] != ".")
+    return next((name for name in names if name not in known), None)
+
+
+def _says_otherwise(workspace: Workspace) -> bool:
+    """Whether plan.yaml is not as it was frozen; the lock of another release cannot tell."""
+    try:
+        lock = read_lock(workspace.lock)
+    except PlanError:
+        return False
+    try:
+        return not _as_frozen(workspace.root, lock)
+    except PlanError:
+        return True
+
+
+def _frozen(workspace: Workspace) -> Frozen:
+    """Its plan.lock, whichever release wrote it. Raises: OSError, ValueError."""
+    with workspace.lock.open("rb") as file:
+        return read_frozen(file.read(MAX_BYTES + 1))
+
+
+def _finish(workspace: Workspace) -> None:
+    """Put what lies in `importing` into its place, from wherever an earlier try has come to."""
+    root, new = workspace.root, workspace.importing
+    if (new / "plan").is_dir():  # it goes last
+        code = {name.partition("/")[0] for name in _frozen(Workspace(new)).files}
+        for part in ("src", "requirements.txt"):
+            if (new / part).exists() or part not in code:  # else it is in its place
+                _replace(root, new, part)
+        _drop_initial(workspace)
+        _replace(root, new, "plan")
+    if new.is_dir():
+        done = root / f".{new.name}.{secrets.token_hex(8)}"
+        os.rename(new, done)
+        sync_folder(root)
+        shutil.rmtree(done)
+
+
+def _replace(root: Path, new: Path, part: str) -> None:
+    if os.path.lexists(root / part):
+        (new / "old").mkdir(exist_ok=True)
+        os.rename(root / part, new / "old" / part)
+    if os.path.lexists(new / part):
+        os.rename(new / part, root / part)
+    sync_folder(new)
+    sync_folder(root)
+
+
+def _drop_initial(workspace: Workspace) -> None:
+    """Remove initial models that are not the new plan's."""
+    try:
+        same = _frozen(workspace).model == _frozen(Workspace(workspace.importing)).model
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        for path in (workspace.root / "save").glob("*_init.safetensors"):
+            path.unlink()

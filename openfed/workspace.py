@@ -58,6 +58,11 @@ class Workspace:
         """Where the authority of a workspace is asked to renew: a Unix socket."""
         return self.runs / "authority.sock"
 
+    @property
+    def importing(self) -> Path:
+        """A new plan on its way in: there while an import goes on, or after one that broke off."""
+        return self.root / ".import"
+
     def log(self, node: str) -> Path:
         return self.logs / f"{node}.log"
 
@@ -67,10 +72,16 @@ class Workspace:
 
 
 def open_workspace(path: str | Path = ".") -> Workspace:
-    """The workspace at `path`: its folder, or its plan file. Raises `UsageError` U01."""
+    """The workspace at `path`: its folder, or its plan file.
+
+    Raises: UsageError: U01 there is none, U83 its plan is not all in place.
+    """
     path = Path(path).resolve()
     root = path.parent.parent if path.name == "plan.yaml" else path
     workspace = Workspace(root)
+    if workspace.importing.exists():
+        message = f"an import into {root} goes on, or broke off: plan and code may not be whole"
+        raise UsageError("U83", f"{message}. Import the archive again")
     if not workspace.plan.is_file():
         raise UsageError(
             "U01",
@@ -113,6 +124,7 @@ PURPOSES = (
     ("plan", "what will happen, for everyone to read and approve; goes to every site"),
     ("src", "your code: runs at every site, never at the aggregator; goes to every site"),
     ("requirements.txt", "what your code imports; goes to every site"),
+    ("compose.yaml", "what runs here in containers; stays here"),
     ("local.yaml", "where each site's data is, for runs on this machine; stays here"),
     ("site.yaml", "what only this site decides; stays here"),
     ("approved", "what this site approved, and copies for later comparison; stays here"),

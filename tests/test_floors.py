@@ -35,6 +35,7 @@ ONLY_IN = {
     "safetensors": ("tensors/model_file.py",),
     "rich": ("observe/",),
     "click": ("cli/",),
+    "docker": ("launch/containers.py", "launch/reaper.py", "launch/dockerize.py"),
     "pandas": ("launch/result.py",),
     "google": ("wire/",),
     "zstandard": ("codec/zstd.py",),

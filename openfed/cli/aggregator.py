@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from openfed.cli.certify import PASSPHRASE, SILENT
+
+if TYPE_CHECKING:
+    from openfed.store.runs import Mode
 
 FQDN = click.option(
     "--fqdn",
@@ -62,12 +66,15 @@ def certify(hosts: tuple[str, ...], silent: bool, passphrase_file: Path | None) 
 
 @command.command()
 @click.option("--new", is_flag=True, help="Begin another run, whatever became of the latest.")
-def start(new: bool) -> None:
+@click.option("--listen", metavar="HOST:PORT", help="Listen here, not where the plan says.")
+def start(new: bool, listen: str | None) -> None:
     """Serve the plan's run until it ends; resumes an interrupted one, ends if it is complete."""
     from openfed.launch.single import start_aggregator
     from openfed.observe.console import console
+    from openfed.transport.handshakes import apart
     from openfed.workspace import open_workspace
 
-    with console() as observe:
-        code = start_aggregator(open_workspace(), "new" if new else "auto", observe)
+    mode: Mode = "new" if new else "auto"
+    with apart(), console() as observe:  # what is shown does not go where gRPC's lines are counted
+        code = start_aggregator(open_workspace(), mode, observe, listen)
     sys.exit(code)

@@ -126,15 +126,52 @@ def _import(package: Path) -> None:
 
 @command.command()
 @click.option("-n", "--name", required=True, help="The collaborator's name, as the plan has it.")
-def start(name: str) -> None:
-    """Take part in the plan's run until it ends; waits while the aggregator is not up."""
-    from openfed.launch.single import start_collaborator
-    from openfed.observe.console import console
+@click.option("--without-task", "apart", is_flag=True, help="Its task process is elsewhere.")
+def start(name: str, apart: bool) -> None:
+    """Take part in the plan's run until it ends; waits while the aggregator is not up.
+
+    At a terminal you are shown a plan that the site has not approved yet, and asked. With
+    --without-task the task process is in another container, as fx workspace compose has it.
+    """
+    from openfed.errors import OpenFedError
     from openfed.workspace import open_workspace
 
-    with console() as observe:
-        code = start_collaborator(open_workspace(), name, observe)
+    workspace = open_workspace()
+    try:
+        code = _take_part(workspace, name, apart=apart)
+    except OpenFedError as error:
+        if error.code != "R23" or not _approved_now(workspace, name):
+            raise
+        code = _take_part(workspace, name, apart=apart)
     sys.exit(code)
+
+
+def _take_part(workspace: "Workspace", name: str, *, apart: bool) -> int:
+    from openfed.launch.single import start_collaborator
+    from openfed.observe.console import console
+
+    with console() as observe:
+        return start_collaborator(workspace, name, observe, apart=apart)
+
+
+def _approved_now(workspace: "Workspace", name: str) -> bool:
+    """Whether somebody at the terminal approves the plan, who had not before."""
+    from contextlib import redirect_stdout
+
+    from openfed.errors import PolicyError
+    from openfed.launch.consent import unapproved
+
+    lock = unapproved(workspace, name)
+    if lock is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    try:
+        with redirect_stdout(sys.stderr):  # the result of `start` is not this
+            _approve(workspace, lock, name)
+    except PolicyError as error:
+        if error.code != "R26":
+            raise
+        return False
+    return True
 
 
 @command.command()
@@ -147,17 +184,30 @@ def approve(name: str | None, digest: str | None, silent: bool) -> None:
     Shows who signed it, and what differs from what the site approved last. DIGEST is consent by
     itself: that of the plan that you have reviewed, or that was sent to you by other means.
     """
-    import time
-
-    from openfed.cli import show
-    from openfed.launch import consent
+    from openfed.launch.consent import site_name
     from openfed.plan.lock import read_lock
     from openfed.workspace import open_workspace
 
     workspace = open_workspace()
-    site, lock = consent.site_name(workspace, name), read_lock(workspace.lock)
+    site, lock = site_name(workspace, name), read_lock(workspace.lock)
+    _approve(workspace, lock, site, digest, silent=silent)
+
+
+def _approve(
+    workspace: "Workspace",
+    lock: "Lock",
+    site: str,
+    digest: str | None = None,
+    *,
+    silent: bool = False,
+) -> None:
+    import time
+
+    from openfed.cli import show
+    from openfed.launch.consent import approve
+
     _consent(workspace, lock, site, digest, silent=silent)
-    signed, paths = consent.approve(workspace, lock, site, time.time())
+    signed, paths = approve(workspace, lock, site, time.time())
     click.echo(f"plan {signed.digest} approved by {signed.who}")
     show.written(workspace.root, paths)
 
@@ -186,12 +236,11 @@ def _consent(
 def enroll(given: str | None, token_file: "TextIO | None", ca: str) -> None:
     """Enrol this site with a one-time token: keys are made here, the certificate is fetched.
 
-    Nothing is sent before the server has shown that it is the authority of that fingerprint. If it
-    is interrupted, do it again.
+    Nothing is sent before the server has shown that it is the authority of that fingerprint. It
+    is reached through the proxy of site.yaml, if that names one. If it is interrupted, do it again.
     """
     from openfed.cli import show
-    from openfed.launch.enrol import federation_of
-    from openfed.pki.enrolment import enroll as enrol
+    from openfed.launch.sites import enrol
     from openfed.pki.token import parse_token
     from openfed.workspace import open_workspace
 
@@ -199,8 +248,7 @@ def enroll(given: str | None, token_file: "TextIO | None", ca: str) -> None:
         raise click.UsageError("expected one of --token and --token-file")
     workspace = open_workspace()
     token = parse_token(token_file.read(1 << 16) if token_file else given or "")
-    paths = enrol(workspace.cert, token, ca, federation_of(workspace))
-    click.echo(f"{token.role} {token.name} of {token.federation}, certified")
-    click.echo(f"authority  {ca}")
+    paths = enrol(workspace, token, ca)
+    click.echo(f"{token.role} {token.name} of {token.federation}, certified\nauthority  {ca}")
     show.written(workspace.root, paths)
     click.echo(f"Next:  fx collaborator approve, then fx collaborator start -n {token.name}")

@@ -16,7 +16,7 @@ from openfed.errors import OpenFedError, TaskError
 COMMANDS = {
     "run": "Run the whole federation of this workspace on this machine.",
     "demo": "Create a workspace from the template NAME in a temporary folder, and run it.",
-    "workspace": "Create, export and import a workspace; certify its authority; come from OpenFL.",
+    "workspace": "Create, export, import a workspace; its authority and images; come from OpenFL.",
     "plan": "Initialize, check, explain, sign and compare the plan.",
     "aggregator": "Certify and start the aggregator of this workspace.",
     "collaborator": "Certify, approve for and start one collaborator of this workspace.",

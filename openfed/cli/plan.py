@@ -124,10 +124,8 @@ def check(overrides: tuple[str, ...]) -> None:
     check_pipeline(workspace, plan, known_signature(workspace, plan), overrides)
     for line in advice(plan):
         click.echo(f"note: {line}", err=True)
-    sites = len(plan.collaborators)
-    click.echo(
-        f"{workspace.plan}: ok, {plural(plan.rounds, 'round')} with {plural(sites, 'collaborator')}"
-    )
+    sites = plural(plan.fewest, "collaborator") + ("" if plan.named else " or more")
+    click.echo(f"{workspace.plan}: ok, {plural(plan.rounds, 'round')} with {sites}")
 
 
 @command.command()

@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from openfed.errors import OpenFedError
 from openfed.launch.result import Result
 from openfed.observe.text import clean, number, one_line, plural, transferred
 from openfed.observe.view import Moved
@@ -87,3 +89,13 @@ def minted(made: "Minted", *, as_object: bool) -> None:
     ):
         click.echo(f"{about:<8}{text}")
     click.echo(made.command)
+
+
+@contextmanager
+def docker_needed() -> Iterator[None]:
+    """Raises: OpenFedError L03: the package that speaks to Docker is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"the Python package {error.name} is missing: pip install 'openfed-fx[docker]'"
+        raise OpenFedError("L03", message) from None

@@ -41,7 +41,7 @@ State = dict[str, Any]
 
 
 class Port(Protocol):
-    """How the handle reaches collaborators. Both methods are called from the flow's thread."""
+    """How the handle reaches collaborators. Its methods are called from the flow's thread."""
 
     def open(self, ask: Ask, assignment: Assignment) -> None:
         """Offer the assignment to the cohort until the ask is closed."""
@@ -51,6 +51,13 @@ class Port(Protocol):
         """Block until the ask has more than `seen` replies in the journal, or is closed."""
         ...
 
+    def present(self, fewest: int) -> tuple[str, ...]:
+        """Block until at least so many collaborators are here; who is, sorted."""
+        ...
+
+
+_SITES = "sites/"
+"""Notes of who took part in a round, where the plan does not name the sites."""
 
 _DECODED = " decoded"
 """Where a turn keeps what the sites have decoded, beside the flow's own state."""
@@ -83,7 +90,6 @@ class Federation:
         """`aggregate`: what makes one update of many; it sees floating entries only. `initial`
         reads the first model: nobody else holds on to it, which may be large."""
         self.plan, self.signature = lock.plan, lock.signature
-        self.roster = tuple(sorted(lock.plan.collaborators))
         self._port, self._journal, self._spool = port, journal, spool
         self._emit, self._clock = emit, clock
         self._initial, self._aggregate = initial, aggregate
@@ -172,11 +178,25 @@ class Federation:
     def _packet(self, digest: str, collaborator: str) -> PacketFile:
         return self._spool.packet(digest, collaborator, limit=self._limit, allowed=self._chains)
 
+    @property
+    def roster(self) -> tuple[str, ...]:
+        """Who takes part in this round, sorted: whom the plan names; or whoever is here when the
+        round begins, which is journaled."""
+        if self.plan.named:
+            return tuple(sorted(self.plan.named))
+        key = f"{_SITES}{self._round:08d}"
+        for _, names in self._journal.notes(key):
+            return tuple(names)
+        here = list(self._port.present(self.plan.fewest))
+        self._journal.note(key, here)
+        return tuple(here)
+
     def cohort(self) -> tuple[str, ...]:
         """Who trains this round: the plan's fraction of the roster, drawn from the plan's seed."""
-        count = self.plan.cohort.size(len(self.roster))
-        chosen = self.rng("cohort").choice(len(self.roster), size=count, replace=False)
-        return tuple(self.roster[index] for index in sorted(chosen))
+        roster = self.roster
+        count = self.plan.cohort.size(len(roster))
+        chosen = self.rng("cohort").choice(len(roster), size=count, replace=False)
+        return tuple(roster[index] for index in sorted(chosen))
 
     def _open(
         self, task: str, model: Payload, cohort: tuple[str, ...], settings: dict[str, Json],
@@ -308,7 +328,9 @@ class Federation:
 
     def sites(self) -> dict[str, Any]:
         """What each site told of itself: versions, isolation level."""
-        told = {name: self._journal.fact(f"site {name}") for name in self.roster}
+        came = {name for _, names in self._journal.notes(_SITES) for name in names}
+        names = sorted(came | set(self.plan.named))
+        told = {name: self._journal.fact(f"site {name}") for name in names}
         return {name: json.loads(text) for name, text in told.items() if text}
 
     def remember(self, facts: Mapping[str, str]) -> None:

@@ -38,6 +38,7 @@ from openfed.plan.difference import (
 )
 from openfed.plan.explain import code_lines, explain
 from openfed.plan.load import load_plan, problems, read_file
+from openfed.plan.local import check_named
 from openfed.plan.lock import MAX_BYTES, Lock, code_files, read_lock, verify_files, write_lock
 from openfed.plan.schema import RESERVED, Plan, canonical
 from openfed.tensors.record import Signature
@@ -253,9 +254,7 @@ def approve(
 
     Raises: UsageError: U16 not in the plan. PlanError: P20 the code is not the lock's.
     """
-    if name not in lock.plan.collaborators:
-        known = ", ".join(lock.plan.collaborators)
-        raise UsageError("U16", f"{name!r} is no collaborator of the plan; it has: {known}")
+    check_named(lock.plan, name)
     key = load_identity_key(workspace.cert, name)
     verify_files(workspace.root, lock)
     folder = _folder(workspace, lock.digest)
@@ -299,6 +298,19 @@ def approval_for(workspace: Workspace, lock: Lock, name: str) -> Signed:
         found = f"the first difference to {last.content.digest[:16]}, which it approved: {first}"
     message = f"site {name} has not approved plan {lock.digest[:16]}, {found}; {how}"
     raise PolicyError("R23", message)
+
+
+def unapproved(workspace: Workspace, name: str) -> Lock | None:
+    """The plan here, where all that it lacks is site `name`'s approval. Raises: PlanError: P19, and
+    as `approval_for`."""
+    lock = read_lock(workspace.lock)
+    try:
+        approval_for(workspace, lock, name)
+    except PolicyError as error:
+        if error.code == "R23":
+            return lock
+        raise
+    return None
 
 
 def _folder(workspace: Workspace, digest: str) -> Path:

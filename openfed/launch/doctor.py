@@ -6,13 +6,14 @@ It changes nothing: it writes one file, which it removes, and greets the aggrega
 import asyncio
 import errno
 import os
+import re
 import shutil
 import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,12 +27,12 @@ from openfed.errors import (
     OpenFedError,
     PlanError,
     PolicyError,
+    Problem,
     TransportError,
     UsageError,
 )
 from openfed.files import lock_file, write_whole
 from openfed.launch.consent import SITE, approval_for, author, outdated
-from openfed.launch.federation import dialled
 from openfed.launch.findings import (
     IN_MEMORY,
     OVER_NETWORK,
@@ -43,18 +44,20 @@ from openfed.launch.findings import (
     warned,
     within,
 )
+from openfed.launch.places import dialled
+from openfed.launch.sandbox import data_paths, walls
 from openfed.launch.status import latest, status
 from openfed.launch.trust import approval
 from openfed.observe.text import plural, size
-from openfed.parse import is_ip, split_address
-from openfed.pki.disk import load_authority, read, read_secret
+from openfed.parse import Proxy, is_ip, split_address
+from openfed.pki.disk import authority_here, load_authority, read, read_secret
 from openfed.pki.files import load_identity, load_roster, may_issue
 from openfed.pki.keys import identity_public, load_key
 from openfed.pki.leaf import Identity, check_leaf, half_life, inspect, leaf_hosts
 from openfed.pki.office import open_office
-from openfed.pki.peer import AGGREGATOR, AUTHORITY, COLLABORATOR, Peer, host_name
+from openfed.pki.peer import AGGREGATOR, COLLABORATOR, Peer, host_name
 from openfed.plan.load import load_plan
-from openfed.plan.local import read_local
+from openfed.plan.local import Isolation, check_named, read_local
 from openfed.plan.lock import Lock, read_lock, verify_files
 from openfed.plan.schema import Plan
 from openfed.plan.site import Site, objections, read_site
@@ -72,6 +75,10 @@ SKEW_S = 30.0
 ROOM = 4
 """Models that have to fit on the disk: the one in use, the next, and what sites send."""
 TRIAL = "fx run makes them for a trial on this machine; else: "
+LEVELS = {
+    "process": "process: contains faults, not hostile code; a site can ask for isolation: sandbox",
+    "container": "container: of fx run --launcher docker and fx workspace compose only",
+}
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
@@ -101,6 +108,12 @@ class Here:
 def examine(workspace: Workspace, name: str | None = None) -> Iterator[Finding]:
     """Every finding, as it is made. `name`: of a collaborator, or `aggregator`; without it what
     the workspace's files say."""
+    here = yield from examine_here(workspace, name)
+    yield from _network(here)
+
+
+def examine_here(workspace: Workspace, name: str | None = None) -> Generator[Finding, None, Here]:
+    """What can be found without dialling anybody: also what `start` looks at first."""
     here = Here(workspace, time.time(), _guarded(partial(may_issue, workspace.cert)) or False)
     yield from _versions()
     yield from _proxies(os.environ)
@@ -125,7 +138,7 @@ def examine(workspace: Workspace, name: str | None = None) -> Iterator[Finding]:
     for site in here.sites:
         yield from _approval(here, site)
     yield from _sources(here)
-    yield from _network(here)
+    return here
 
 
 def _guarded(work: Callable[[], T]) -> T | None:
@@ -256,9 +269,11 @@ def _writing(workspace: Workspace) -> Iterator[Finding]:
 def _space(here: Here, folder: Path) -> Iterator[Finding]:
     model = sum(spec.size for spec in here.lock.signature) if here.lock else 0
     free, needs = shutil.disk_usage(folder).free, ROOM * model
-    if free < needs:
-        message = f"expected {size(needs)}, {ROOM} times the model, found {size(free)} free"
+    message = f"expected {size(needs)}, {ROOM} times the model, found {size(free)} free"
+    if free < model:
         yield from failed("space", OpenFedError("U68", message))
+    elif free < needs:  # a run that is resumed has some of it already
+        yield warned("space", "U68", message)
     else:
         yield passed("space", f"{size(free)} free; {ROOM} times the model is {size(needs)}")
 
@@ -270,9 +285,18 @@ def _plan(workspace: Workspace) -> tuple[Plan | None, list[Finding]]:
     try:
         plan = load_plan(workspace.plan)
     except PlanError as error:
-        return None, list(failed("plan", error))
-    sites = plural(len(plan.collaborators), "collaborator")
+        wrong = tuple(each for each in error.problems if not _of_freezing(workspace, each))
+        found = failed("plan", PlanError(wrong)) if wrong else ()
+        return None, list(found) or [passed("plan", "frozen elsewhere, with its initial model")]
+    sites = plural(plan.fewest, "collaborator") + ("" if plan.named else " or more")
     return plan, [passed("plan", f"{plan.name} of federation {plan.federation}, {sites}")]
+
+
+def _of_freezing(workspace: Workspace, problem: Problem) -> bool:
+    """The file of `init` goes to no site: plan.lock has the digest of the model made from it."""
+    lock = _guarded(partial(read_lock, workspace.lock))
+    asked = (problem.path, problem.code) == ("init", "P16")
+    return asked and lock is not None and lock.plan.init is not None
 
 
 def _lock(here: Here) -> tuple[Lock | None, list[Finding]]:
@@ -294,11 +318,19 @@ def _lock(here: Here) -> tuple[Lock | None, list[Finding]]:
 
 
 def _current(workspace: Workspace, lock: Lock) -> Finding:
-    first = _guarded(partial(outdated, workspace, lock))
-    if first is None:
+    first = _guarded(partial(_changed, workspace, lock))
+    if not first:
         return passed("plan.lock", f"plan {lock.digest[:16]}")
-    found = f"it is what runs, and plan.yaml says something else: {first}"
+    found = f"it is what runs, frozen from other settings than plan.yaml has now: {first}"
     return warned("plan.lock", "P30", found, "If plan.yaml is right: fx plan initialize.")
+
+
+def _changed(workspace: Workspace, lock: Lock) -> str:
+    """What plan.yaml says otherwise; also `listen`, which is not in the digest. Empty: nothing."""
+    if (first := outdated(workspace, lock)) is not None:
+        return str(first)
+    said = load_plan(workspace.plan).aggregator.listen
+    return "" if said == lock.listen else f"aggregator.listen: {lock.listen} -> {said}"
 
 
 def _signature(workspace: Workspace, lock: Lock) -> Iterator[Finding]:
@@ -334,7 +366,7 @@ def _approval(here: Here, site: str) -> Iterator[Finding]:
 
 def _sides(here: Here, name: str | None) -> tuple[Here, list[Finding]]:
     """`here` with who is examined: named, or as site.yaml, the keys, or a trial's plan say."""
-    workspace, known = here.workspace, here.plan.collaborators if here.plan else ()
+    workspace, known = here.workspace, here.plan.named if here.plan else ()
     if name == AGGREGATOR:
         return replace(here, aggregator=True), []
     if name or here.site:
@@ -353,10 +385,11 @@ def _sides(here: Here, name: str | None) -> tuple[Here, list[Finding]]:
 
 
 def _listed(here: Here, site: str) -> Iterator[Finding]:
-    if here.plan and site not in here.plan.collaborators:
-        known = ", ".join(here.plan.collaborators)
-        message = f"{site!r} is no collaborator of the plan; it has: {known}"
-        yield from failed("side", UsageError("U16", message))
+    try:
+        if here.plan:
+            check_named(here.plan, site)
+    except UsageError as error:
+        yield from failed("side", error)
 
 
 def _of_another(here: Here, site: str) -> Iterator[Finding]:
@@ -373,7 +406,8 @@ def _site(workspace: Workspace) -> tuple[Site | None, list[Finding]]:
         site = read_site(path)
     except PlanError as error:
         return None, list(failed(SITE, error))
-    return site, [passed(SITE, f"of {site.name}")]
+    through = f", which reaches others through the proxy {site.proxy}" if site.proxy else ""
+    return site, [passed(SITE, f"of {site.name}{through}")]
 
 
 def _sources(here: Here) -> Iterator[Finding]:
@@ -381,6 +415,7 @@ def _sources(here: Here) -> Iterator[Finding]:
     root = here.workspace.root
     if here.site:
         yield from _allowed(here, here.site)
+        yield from _isolation(here.site.name, root, here.site.isolation, here.site.data)
         yield from _data(f"data of {here.site.name}", root, here.site.data)
     elif here.sites and here.plan and not (root / SITE).exists():
         what = here.workspace.local.name
@@ -392,6 +427,7 @@ def _sources(here: Here) -> Iterator[Finding]:
         yield passed(what, "can be read")
         for site in here.sites:
             if site in local.sites:
+                yield from _isolation(site, root, local.isolation, local.sites[site])
                 yield from _data(f"data of {site}", root, local.sites[site])
 
 
@@ -407,13 +443,29 @@ def _allowed(here: Here, site: Site) -> Iterator[Finding]:
         yield passed(f"limits of {site.name}", "the plan keeps them")
 
 
+def _isolation(name: str, root: Path, level: Isolation, source: Json) -> Iterator[Finding]:
+    """What will hold the site's task process, and what that lacks on this machine."""
+    what = f"isolation of {name}"
+    if level != "sandbox":
+        yield passed(what, LEVELS[level])
+        return
+    try:
+        found = walls()
+        data_paths(source, root)
+    except PolicyError as error:
+        yield from failed(what, error)
+        return
+    for gap in found.gaps:
+        yield warned(what, "U85", gap)
+    yield passed(what, found.words)
+
+
 def _data(what: str, root: Path, source: Json) -> Iterator[Finding]:
-    """What looks like a path must be there; anything else only the loader understands."""
-    path = root / source if isinstance(source, str) and "://" not in source else None
-    looks = path is not None and ("/" in str(source) or bool(path.suffix) or path.exists())
-    if path is None or not looks:
+    """What is a path must be there; anything else only the loader understands."""
+    if not isinstance(source, str) or not _is_path(root, source):
         yield passed(what, "no path: the loader is given it as it stands")
         return
+    path = root / source
     try:
         if path.is_dir():
             next(path.iterdir(), None)
@@ -423,6 +475,18 @@ def _data(what: str, root: Path, source: Json) -> Iterator[Finding]:
         yield from failed(what, UsageError("U62", f"{path}: {error.strerror}"))
     else:
         yield passed(what, str(path))
+
+
+def _is_path(root: Path, source: str) -> bool:
+    """Whether it can be nothing else: `owner/set` may be a name that the loader knows."""
+    if "://" in source:
+        return False
+    rooted = source.startswith(("/", "./", "../"))
+    begun = "/" in source and (root / source.partition("/")[0]).is_dir()
+    return rooted or begun or bool(_SUFFIX.search(source)) or (root / source).exists()
+
+
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}$")
 
 
 # -- certificates ----------------------------------------------------------------------------------
@@ -537,7 +601,7 @@ def _member(here: Here, name: str) -> Iterator[Finding]:
 
 
 def _authority(workspace: Workspace) -> Iterator[Finding]:
-    if not (workspace.cert / AUTHORITY).exists():
+    if not authority_here(workspace.cert):
         return
     try:
         load_authority(workspace.cert)  # its modes
@@ -607,6 +671,7 @@ class _Way:
 
     what: str
     address: str
+    proxy: Proxy | None
     identity: Identity
     greeting: tuple[str, bytes] | None
 
@@ -629,7 +694,8 @@ def _network(here: Here) -> Iterator[Finding]:
             lock = here.lock
             shown = _guarded(partial(approval, here.workspace, lock, site)) if lock else None
             greeting = (lock.digest, shown) if lock and shown is not None else None
-            asked.append(_Way(what, address, identity, greeting))
+            proxy = here.site.proxy if here.site else None
+            asked.append(_Way(what, address, proxy, identity, greeting))
         else:
             yield from _no_port(here, what, here.plan.aggregator.listen)
     yield from asyncio.run(_all_reached(asked))
@@ -647,39 +713,48 @@ async def _all_reached(ways: Iterable[_Way]) -> list[Finding]:
 
 
 async def _reached(way: _Way) -> list[Finding]:
-    cause = await _dialled(way.address, way.identity)
+    cause = await _dialled(way)
     if cause:
         waits = "Start the aggregator, or check the port; fx collaborator start waits for it."
-        return list(failed(way.what, cause, waits if cause.code == "T05" else ""))
-    does = "connects" if is_ip(split_address(way.address)[0]) else "resolves, connects"
-    found = f"{way.address} {does}, speaks TLS 1.3 with the aggregator's certificate"
+        told = cause.code == "T05" or (cause.code == "T06" and way.proxy)
+        return list(failed(way.what, cause, waits if told else ""))
+    found = f"{way.address} {_does(way)}, speaks TLS 1.3 with the aggregator's certificate"
     if way.greeting is None:
         return [passed(way.what, found)]  # the aggregator would refuse what was told already
     try:
-        said = await _greeted(way.address, way.identity, *way.greeting)
+        said = await _greeted(way, *way.greeting)
     except OpenFedError as error:
         return list(failed(way.what, error))
     return [passed(way.what, found), passed(way.what, said)]
 
 
-async def _dialled(address: str, identity: Identity) -> OpenFedError | None:
+def _does(way: _Way) -> str:
+    if way.proxy:
+        return f"connects through the proxy {way.proxy}"  # which resolves the name
+    return "connects" if is_ip(split_address(way.address)[0]) else "resolves, connects"
+
+
+async def _dialled(way: _Way) -> OpenFedError | None:
+    probe = partial(diagnose, way.address, way.identity, time.time(), proxy=way.proxy)
     try:
         async with asyncio.timeout(PROBE_S):
-            return await _aside(partial(diagnose, address, identity, time.time()))
+            return await _aside(probe)
     except TimeoutError:
-        message = f"{address}: neither name nor address answered in {PROBE_S:.0f} s"
+        message = f"{way.address}: neither name nor address answered in {PROBE_S:.0f} s"
+        message += f", through the proxy {way.proxy}" if way.proxy else ""
         return TransportError("T06", message)
 
 
-async def _greeted(address: str, identity: Identity, digest: str, shown: bytes) -> str:
+async def _greeted(way: _Way, digest: str, shown: bytes) -> str:
     """What the aggregator says to this site and plan. Raises what it refuses them with."""
-    stamp = Stamp(identity.peer.federation, "", digest, f"doctor-{os.getpid()}")
-    link = GrpcLink(address, identity)
+    stamp = Stamp(way.identity.peer.federation, "", digest, f"doctor-{os.getpid()}")
+    link = GrpcLink(way.address, way.identity, proxy=way.proxy)
     try:
         async with asyncio.timeout(HELLO_S):
             welcome = await link.hello(Hello(stamp, approval=shown))
     except TimeoutError:
-        raise TransportError("T12", f"{address} did not answer in {HELLO_S:.0f} s") from None
+        message = f"{way.address} did not answer in {HELLO_S:.0f} s"
+        raise TransportError("T12", message) from None
     finally:
         await link.close()
     return f"the aggregator runs the same plan: run {welcome.stamp.run}, {welcome.state}"

@@ -121,8 +121,10 @@ def check_asked(office: Office, workspace: Workspace, asked: Asked) -> list[str]
     if asked.role != COLLABORATOR:
         message = f"expected a request of a {COLLABORATOR}, found one of a(n) {asked.role}"
         raise CertificateError("C40", message)
-    known = load_plan(workspace.plan).collaborators
-    return [] if asked.name in known else [f"{asked.name} is not among the plan's collaborators"]
+    plan = load_plan(workspace.plan)
+    if plan.admits(asked.name):
+        return []
+    return [f"{asked.name} is not among the plan's collaborators"]
 
 
 def certify_collaborator(

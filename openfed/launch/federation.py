@@ -6,23 +6,22 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from openfed.errors import CODES, OpenFedError, TaskError, UsageError
-from openfed.files import lock_file
+from openfed.files import lock_file, write_whole
 from openfed.launch.initial import current_lock, initialize, task_config
-from openfed.launch.processes import Exit, Kind, Line, NodeSpec, Processes, Supervisor
+from openfed.launch.places import Place, Placed, Reached, on_this_machine
+from openfed.launch.processes import Exit, Kind, Line, NodeSpec, Supervisor
 from openfed.launch.result import Result, seconds
 from openfed.launch.status import as_told, latest
 from openfed.observe.files import recorder
 from openfed.observe.view import Event, Observe
-from openfed.parse import join_address, split_address
 from openfed.pki.files import ensure_federation
 from openfed.plan.load import load_plan
 from openfed.plan.local import Local, read_local
@@ -38,7 +37,11 @@ LAST_WORDS = 20
 
 
 def run_federation(
-    workspace: Workspace, overrides: Sequence[str], mode: Mode, observe: Observe
+    workspace: Workspace,
+    overrides: Sequence[str],
+    mode: Mode,
+    observe: Observe,
+    placed: Placed = on_this_machine,
 ) -> Result:
     """Run the plan, from certificates to the trained model; `observe` is told all that happens.
 
@@ -48,12 +51,17 @@ def run_federation(
     begun = time.monotonic()
     plan = load_plan(workspace.plan, overrides)
     local = read_local(workspace.local, plan.collaborators)
+    _check_enough(workspace, plan, local)
     if mode == "resume":
         _check_resumable(workspace, plan)
-    with only_one(workspace):
+    with ExitStack() as stack:
+        stack.enter_context(only_one(workspace))
         say = partial(note, observe)
-        lock, written, initial = initialize(workspace, plan, Processes(), say)
-        for line in wrote(workspace, (*written, *certificates(workspace, lock))):
+        place = stack.enter_context(placed(workspace, local))
+        lock, written, initial = initialize(workspace, plan, place.launcher, say)
+        for line in wrote(
+            workspace, (*written, *certificates(workspace, lock, tuple(local.sites)))
+        ):
             say(line)
         run, resumed, reason = _choose(workspace, lock, mode)
         say(reason)
@@ -63,7 +71,7 @@ def run_federation(
         with recorder(workspace.logs, resumed=resumed) as record:
             again = resuming(overrides)
             record({"event": "launched", "at": time.time(), "command": again})
-            launch = _Launch(workspace, lock, run, local, (record, observe), again)
+            launch = _Launch(workspace, lock, run, local, (record, observe), again, place)
             code = launch.run()
     spent = seconds(launch.events, time.monotonic() - begun, initial)
     return _result(workspace, launch.events, spent, code)
@@ -83,13 +91,19 @@ def only_one(workspace: Workspace) -> Iterator[None]:
         os.close(held)
 
 
-def certificates(workspace: Workspace, lock: Lock) -> list[Path]:
-    """Issue what is missing, for a trial: the authority and every node live in this workspace."""
-    plan = lock.plan
+def certificates(workspace: Workspace, lock: Lock, names: tuple[str, ...]) -> list[Path]:
+    """Issue what is missing, for a trial: the authority, the aggregator and the collaborators of
+    these names live in this workspace."""
     hosts = tuple(lock.advertise)
-    return ensure_federation(
-        workspace.cert, plan.federation, hosts, plan.collaborators, time.time()
-    )
+    return ensure_federation(workspace.cert, lock.plan.federation, hosts, names, time.time())
+
+
+def _check_enough(workspace: Workspace, plan: Plan, local: Local) -> None:
+    """Raises: UsageError U41: the plan waits for more sites than are here."""
+    if len(local.sites) < plan.fewest:
+        found, least = len(local.sites), plan.fewest
+        message = f"expected at least {least} sites, as the plan says, got {found}: add some"
+        raise UsageError("U41", f"{workspace.local}: {message}")
 
 
 def resuming(overrides: Sequence[str]) -> str:
@@ -126,11 +140,12 @@ class _Launch:
         local: Local,
         observers: tuple[Observe, ...],
         again: str,
+        place: Place,
     ) -> None:
         self.events: list[Event] = []
         self._workspace, self._lock, self._run_id, self._local = workspace, lock, run, local
         self._observers, self._again = observers, again
-        self._nodes = Supervisor(Processes())
+        self._place, self._nodes = place, Supervisor(place.launcher)
 
     def run(self) -> int:
         """Start everything, relay until the run has ended, stop everything; the exit code."""
@@ -149,13 +164,19 @@ class _Launch:
         return run_folder(self._workspace.root, self._run_id) / "exchange"
 
     def _start(self) -> None:
-        listen = with_port(self._lock.listen)
-        address = dialled(self._lock.advertise[0], listen)
-        self._nodes.start(aggregator_spec(self._workspace, self._run_id, listen))
-        for name in self._lock.plan.collaborators:
+        run = run_folder(self._workspace.root, self._run_id)
+        reached = self._place.open(self._lock, run)
+        self._nodes.start(aggregator_spec(self._workspace, self._run_id, reached.listen))
+        for name in self._local.sites:
             exchange = self._exchange / name
             for spec in site_specs(
-                self._workspace, self._lock, self._local, name, address, exchange
+                self._workspace,
+                self._lock,
+                self._local,
+                name,
+                reached,
+                exchange,
+                self._place.launcher.isolation,
             ):
                 self._nodes.start(spec)
 
@@ -204,17 +225,28 @@ def aggregator_spec(workspace: Workspace, run: str, listen: str) -> NodeSpec:
 
 
 def site_specs(
-    workspace: Workspace, lock: Lock, local: Local, name: str, address: str, exchange: Path
+    workspace: Workspace,
+    lock: Lock,
+    local: Local,
+    name: str,
+    reached: Reached,
+    exchange: Path,
+    isolation: str,
 ) -> tuple[NodeSpec, NodeSpec]:
-    """A collaborator's agent and task process: siblings that meet in the exchange folder."""
+    """A collaborator's agent and task process: siblings that meet in the exchange folder.
+
+    `isolation`: of the task process, for people; the agent tells it.
+    """
     source, device, threads = local.sites[name], local.device, local.threads
     config = task_config(workspace.root, lock.plan, name, source, device, threads)
     exchange.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (exchange / "task.json").write_text(json.dumps(config))
+    write_whole(exchange / "task.json", json.dumps(config).encode(), 0o600)  # not through a link
     where, log = ("--exchange", str(exchange)), workspace.log(name)
-    agent = ("agent", "--workspace", str(workspace.root), "--name", name, "--address", address)
+    agent = ("agent", "--workspace", str(workspace.root), "--name", name, "--isolation", isolation)
+    named = ("--server-name", reached.server_name) if reached.server_name else ()
+    dialling = ("--address", reached.address, *named)
     return (
-        _spec(workspace, name, Kind.AGENT, (*agent, *where), log),
+        _spec(workspace, name, Kind.AGENT, (*agent, *dialling, *where), log),
         _spec(workspace, f"{name}.task", Kind.TASK, where, log, threads),
     )
 
@@ -229,22 +261,6 @@ def _spec(
 ) -> NodeSpec:
     module = TASK if kind == Kind.TASK else NODE
     return NodeSpec(name, kind, module, arguments, workspace.runs / "home" / name, log, threads)
-
-
-def with_port(listen: str) -> str:
-    """`listen`, with a free port where it says 0."""
-    host, port = split_address(listen)
-    if port:
-        return listen
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return join_address(host, probe.getsockname()[1])
-
-
-def dialled(host: str, listen: str) -> str:
-    """What collaborators dial: an advertised host, at the port that the aggregator listens on."""
-    return join_address(host, split_address(listen)[1])
 
 
 # -- what is told -------------------------------------------------------------------------------
@@ -282,10 +298,13 @@ CODED = re.compile(r"[0-9:]{8} ([A-Z][0-9]{2})  (.+)")
 """How a node's log says why it ended."""
 
 
-def gone(node: Exit, log: Path) -> OpenFedError:
-    """The error for a node that ended by itself and will not be back: its own, if it told one."""
+def gone(node: Exit, log: Path, last: str = "") -> OpenFedError:
+    """The error for a node that ended by itself and will not be back: its own, if it told one.
+
+    `last`: its last line, where that is known: others write to a site's log as well.
+    """
     lines = log.read_text(errors="replace").splitlines()[-LAST_WORDS:] if log.exists() else []
-    told = CODED.fullmatch(lines[-1]) if lines else None
+    told = CODED.fullmatch(last or (lines[-1] if lines else ""))
     if told and told[1] in CODES:
         error = OpenFedError(told[1], f"{node.name}: {told[2]} (its log: {log})")
     else:

@@ -55,6 +55,18 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return next((each.exit_code for each in findings if each.level == Level.FAIL), 0)
 
 
+def refusal(findings: Iterable[Finding]) -> OpenFedError | None:
+    """The first failure as the error that ends a command, with what to do and the others below."""
+    failures = [each for each in findings if each.level == Level.FAIL]
+    if not failures:
+        return None
+    first, *others = failures
+    below = [f"      -> {first.remedy}", *(line for each in others for line in shown(each))]
+    error = OpenFedError(first.code, "\n".join((f"{first.what}: {first.found}", *below)))
+    error.exit_code = first.exit_code
+    return error
+
+
 def shown(finding: Finding) -> Iterator[str]:
     """For people: what was found, and below it what to do."""
     code = f"{finding.code}  " if finding.code else ""

@@ -30,6 +30,8 @@ OUTPUT_LIMIT = 16 << 20
 """Most bytes that one task may print."""
 THREADS = 1
 """Of the process that makes the initial model."""
+NOBODY = "site"
+"""What it is told to be where the plan names no site."""
 
 
 def initialize(
@@ -115,7 +117,7 @@ def _initial_model(
 ) -> tuple[Tensors, Signature, float]:
     with tempfile.TemporaryDirectory(prefix="openfed-initial-") as folder:
         out = Path(folder)
-        config = task_config(workspace.root, plan, plan.collaborators[0], None, "cpu", THREADS)
+        config = task_config(workspace.root, plan, (*plan.named, NOBODY)[0], None, "cpu", THREADS)
         (out / "task.json").write_text(json.dumps(config))
         _make(out, launcher)
         facts = json.loads((out / "initial.json").read_text())

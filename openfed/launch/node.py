@@ -17,18 +17,19 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from openfed.assemble import make_agent, make_aggregator, open_journal
-from openfed.errors import OpenFedError, TransportError
+from openfed.errors import CODES, OpenFedError, TransportError
 from openfed.launch.lifeline import run_until_stopped, watch_lifeline
 from openfed.launch.sites import check_site, site_of
 from openfed.launch.trust import LiveRoster, Shown, approval, beside, consent, keep_renewed, renewed
 from openfed.node.aggregator import Interrupted
+from openfed.node.handshakes import counted
 from openfed.node.trainer import SocketTrainer
 from openfed.pki.files import load_identity
 from openfed.pki.request import Request
@@ -45,6 +46,7 @@ Said = Callable[[str], None]
 
 PATIENCE = Policy()
 """How long an agent tries to reach its aggregator before it gives up."""
+SAID_AGAIN_S = 30.0
 
 
 def load_lock(root: Path) -> Lock:
@@ -87,6 +89,13 @@ async def run_aggregator(
 
     Raises: Interrupted when `stop` is set; CertificateError, TransportError, PlanError.
     """
+    with counted(emit) as counting:
+        return await _run_aggregator(root, run, listen, counting, stop)
+
+
+async def _run_aggregator(
+    root: Path, run: str, listen: str, emit: Emit, stop: asyncio.Event
+) -> RunState:
     lock = load_lock(root)
     plan, workspace = lock.plan, Workspace(root)
     identity = load_identity(workspace.cert, "aggregator", federation=plan.federation)
@@ -97,7 +106,9 @@ async def run_aggregator(
     journal = open_journal(root, run, lock.digest)
     try:
         agreed = consent(workspace, lock, roster)
-        aggregator, go = make_aggregator(root, lock, run, journal, emit, agreed, renewing)
+        aggregator, go = make_aggregator(
+            root, lock, run, journal, emit, agreed, renewing, roster.now
+        )
         own = Shown(identity)
         lives = partial(
             keep_renewed,
@@ -136,7 +147,8 @@ def _about(lock: Lock, run: str, *, resumed: bool) -> dict[str, Any]:
         "federation": plan.federation,
         "name": plan.name,
         "rounds": plan.rounds,
-        "collaborators": list(plan.collaborators),
+        "collaborators": list(plan.named),
+        "fewest": plan.fewest,
         "resumed": resumed,
     }
 
@@ -147,7 +159,14 @@ async def _interrupt_when(stop: asyncio.Event, interrupt: Callable[[str], None])
 
 
 async def run_agent(
-    root: Path, name: str, address: str, exchange: Path, said: Said, stop: asyncio.Event
+    root: Path,
+    name: str,
+    address: str,
+    exchange: Path,
+    said: Said,
+    stop: asyncio.Event,
+    server_name: str | None = None,
+    isolation: str = "process",
 ) -> tuple[RunState, str]:
     """Take part in the aggregator's run until it ends; returns how and why.
 
@@ -162,9 +181,11 @@ async def run_agent(
     exchange.mkdir(mode=0o700, parents=True, exist_ok=True)
     trainer = SocketTrainer(exchange, said)
     await trainer.start()
-    dialled = GrpcLink(address, identity)
-    link = retrying(dialled, PATIENCE, sleep=_announced(said, address))
-    agent = make_agent(root, lock, name, link, trainer, said, _facts(), approved, site)
+    dialled = GrpcLink(
+        address, identity, server_name=server_name, proxy=site.proxy if site else None
+    )
+    link = retrying(dialled, PATIENCE, told=_announced(said, address))
+    agent = make_agent(root, lock, name, link, trainer, said, _facts(isolation), approved, site)
     renew = partial(_renew, dialled, lock)
     lives = partial(keep_renewed, workspace.cert, identity, renew, dialled.show, said)
     try:
@@ -181,22 +202,21 @@ async def _renew(link: GrpcLink, lock: Lock, request: Request) -> tuple[bytes, b
     return answer.chain, answer.anchors
 
 
-def _announced(said: Said, address: str) -> Callable[[float], Awaitable[None]]:
-    """A pause between two attempts, said the first time and then every half minute."""
-    last = -60.0
+def _announced(said: Said, address: str) -> Callable[[TransportError], None]:
+    """Says what is waited for, and why: each cause the first time, then every half minute."""
+    last: dict[str, float] = {}
 
-    async def sleep(seconds: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > 30:
-            said(f"waiting for the aggregator at {address}")
-            last = time.monotonic()
-        await asyncio.sleep(seconds)
+    def told(fault: TransportError) -> None:
+        now = time.monotonic()
+        if now - last.get(fault.code, float("-inf")) > SAID_AGAIN_S:
+            last[fault.code] = now
+            said(f"waiting for the aggregator at {address}: {fault}. {CODES[fault.code].remedy}")
 
-    return sleep
+    return told
 
 
-def _facts() -> Mapping[str, str]:
-    return {"isolation": "process", "python": sys.version.split()[0]}
+def _facts(isolation: str) -> Mapping[str, str]:
+    return {"isolation": isolation, "python": sys.version.split()[0]}
 
 
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
@@ -235,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     aggregator.add_argument("--listen", required=True)
     agent.add_argument("--name", required=True)
     agent.add_argument("--address", required=True)
+    agent.add_argument("--server-name", help="in the aggregator's certificate, if not as dialled")
     agent.add_argument("--exchange", type=Path, required=True)
+    agent.add_argument("--isolation", default="process", help="what holds the task process")
     return parser
 
 
@@ -249,7 +271,14 @@ def _serve_role(given: argparse.Namespace) -> int:
         return 0 if state is RunState.COMPLETED else 1
     run_until_stopped(
         lambda stop: run_agent(
-            given.workspace, given.name, given.address, given.exchange, _say, stop
+            given.workspace,
+            given.name,
+            given.address,
+            given.exchange,
+            _say,
+            stop,
+            given.server_name,
+            given.isolation,
         )
     )
     return 0

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -87,6 +87,11 @@ class Node(Protocol):
 
 
 class Launcher(Protocol):
+    @property
+    def isolation(self) -> str:
+        """What keeps a task process in, for people: its level first."""
+        ...
+
     def start(self, spec: NodeSpec, tell: Tell) -> Node:
         """`tell` is called from any thread: the lines, then the exit, once."""
         ...
@@ -99,7 +104,14 @@ def environment(outer: Mapping[str, str], spec: NodeSpec) -> dict[str, str]:
     return {
         **kept,
         **user_site,  # packages of `pip install --user` lie below the home that the node has not
+        **settings(spec),
         "HOME": str(spec.folder),
+    }
+
+
+def settings(spec: NodeSpec) -> dict[str, str]:
+    """The variables that every node gets, wherever it runs."""
+    return {
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(spec.threads),
@@ -111,14 +123,15 @@ def environment(outer: Mapping[str, str], spec: NodeSpec) -> dict[str, str]:
 class Process:
     """A node that is a child process."""
 
-    def __init__(self, spec: NodeSpec, tell: Tell) -> None:
+    def __init__(self, spec: NodeSpec, tell: Tell, before: Sequence[str] = ()) -> None:
+        """`before`: what starts the command."""
         spec.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         self.spec, self._tell, self._born = spec, tell, time.monotonic()
         self._telling, self._over = threading.Lock(), False
         events = spec.kind == Kind.AGGREGATOR
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", spec.module, *spec.arguments],
+            [*before, sys.executable, "-P", "-m", spec.module, *spec.arguments],
             cwd=spec.folder,
             env=environment(os.environ, spec),
             stdin=subprocess.PIPE,
@@ -188,6 +201,8 @@ class Process:
 
 class Processes:
     """Launches child processes of this one."""
+
+    isolation = "process"
 
     def start(self, spec: NodeSpec, tell: Tell) -> Node:
         return Process(spec, tell)

@@ -1,15 +1,19 @@
 """`site.yaml` on disk: what only this site decides."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from openfed.errors import UsageError
 from openfed.files import write_whole
+from openfed.pki.enrolment import Dial, enroll
 from openfed.pki.peer import node_name
+from openfed.pki.token import Token
 from openfed.plan.load import load_plan
-from openfed.plan.local import Local
+from openfed.plan.local import Local, check_named
 from openfed.plan.lock import Lock
 from openfed.plan.site import Site, in_words, objections, read_site, refusal
+from openfed.transport.proxy import connect
 from openfed.workspace import Workspace
 
 SITE = "site.yaml"
@@ -21,8 +25,8 @@ data: {data}  # handed to the plan's data loader as it stands
 device: auto  # auto | cpu | cuda | cuda:N | mps
 threads: 1
 # address: fl.example.org:50051  # dialled instead of the address in the plan
-proxy: none  # those of the environment are never used; others are not supported yet
-isolation: process
+proxy: none  # or http://host:port, asked to CONNECT; those of the environment are never used
+isolation: process  # or sandbox, container: what holds the code that sees the data, at least
 
 # A plan cannot widen these: a plan that asks for more is refused before anything starts.
 limits:
@@ -37,6 +41,13 @@ filters:
   # - drop: ["head.*"]  # these entries leave as zeros
   # - clip_norm: 1.0  # its floating parameters are scaled down to this L2 norm
   # - noise: {{std: 0.001}}  # gaussian, on every floating parameter
+
+# What each container may use, where this site runs in containers. No plan decides any of it.
+container:
+  # memory: 4GiB  # beyond it the process is killed; there is no swap
+  # cpus: 2  # one for each of `threads`, if it is not said
+  # pids: 512  # processes and threads
+  # user: "1000:1000"  # UID:GID; else whom this workspace belongs to
 """
 
 
@@ -52,20 +63,33 @@ def words_of(workspace: Workspace) -> list[str]:
     return in_words(site) if site else []
 
 
+def enrol(workspace: Workspace, token: Token, pin: str) -> list[Path]:
+    """Enrol this site with a token, through its proxy, if it has one. Raises as `enroll`."""
+    federation = load_plan(workspace.plan).federation
+    return enroll(workspace.cert, token, pin, federation, dial=dial_of(workspace))
+
+
+def dial_of(workspace: Workspace) -> Dial:
+    """How this workspace's site connects to others."""
+    site = site_of(workspace)
+    return partial(connect, proxy=site.proxy if site else None)
+
+
 def local_of(site: Site, name: str) -> Local:
     """What the launcher needs of it. Raises: UsageError U16: it is the file of another site."""
     if site.name != name:
         message = f"{SITE} here is of {site.name!r}: start it with -n {site.name}, or go to the "
         raise UsageError("U16", f"{message}workspace of {name!r}")
-    return Local(sites={name: site.data}, device=site.device, threads=site.threads)
+    return Local(
+        sites={name: site.data},
+        device=site.device,
+        threads=site.threads,
+        isolation=site.isolation,
+    )
 
 
 def check_site(workspace: Workspace, site: Site, lock: Lock) -> None:
-    """Before anything starts. Raises: PolicyError R30 to R35: what of the plan the site forbids.
-    UsageError P44: a proxy."""
-    if site.proxy != "none":
-        message = f"{SITE}: proxy: {site.proxy}: connections through a proxy are not there yet"
-        raise UsageError("P44", f"{message}; say none, and have the aggregator's port opened")
+    """Before anything starts. Raises: PolicyError R30 to R35: what of the plan the site forbids."""
     if found := objections(site, lock.plan, lock):
         raise refusal(workspace.root / SITE, found)
 
@@ -77,14 +101,11 @@ def create_site(workspace: Workspace, name: str, data: str) -> tuple[Path, ...]:
     another site.yaml. PlanError: the plan, or the site.yaml that is there, is wrong.
     """
     node_name(name)
-    known = load_plan(workspace.plan).collaborators
-    if name not in known:
-        listed = ", ".join(known)
-        raise UsageError("U16", f"{name!r} is no collaborator of the plan; it has: {listed}")
+    check_named(load_plan(workspace.plan), name)
     path = workspace.root / SITE
     if (kept := site_of(workspace)) is None:
         text = _TEXT.format(name=json.dumps(name), data=json.dumps(data, ensure_ascii=False))
-        return (write_whole(path, text.encode()),)
+        return (write_whole(path, text.encode(), 0o600),)
     for key, found, given in (("name", kept.name, name), ("data", kept.data, data)):
         if found != given:
             message = f"{SITE} is there and says {key}: {json.dumps(found, ensure_ascii=False)}, "

@@ -7,7 +7,15 @@ from typing import Any
 
 from openfed.files import lock_file
 from openfed.observe.files import EVENTS, read
-from openfed.observe.text import both_ways, clean, has_news, one_line, plural, row_line
+from openfed.observe.text import (
+    both_ways,
+    clean,
+    failed_handshakes,
+    has_news,
+    one_line,
+    plural,
+    row_line,
+)
 from openfed.observe.view import Event, Moved, Site, View, fold_all
 from openfed.store.runs import run_folder
 from openfed.workspace import Workspace
@@ -36,15 +44,23 @@ def status(workspace: Workspace, view: View) -> dict[str, Any]:
         "plan_digest": view.plan_digest or None,
         "best": dict(view.best) if view.best else None,
         "collaborators": {name: site.shown for name, site in view.sites.items()},
+        "isolation": isolation(view),
         **transferred(view),
+        "failed_handshakes": view.failed_handshakes,
     }
 
 
+def isolation(view: View) -> dict[str, str]:
+    """What holds the task process of each collaborator, as it told."""
+    return {name: site.isolation for name, site in view.sites.items() if site.isolation}
+
+
 def as_told(ended: Event, view: View) -> dict[str, Any]:
-    """The object of `--json`: what the aggregator said of the end, and what the run moved, in all
-    its lives."""
+    """The object of `--json`: what the aggregator said of the end, and what the run moved, and
+    who did not get in, in all its lives."""
     told = {key: value for key, value in ended.items() if key not in ("event", "at")}
-    return {**told, **transferred(view)}
+    found = {"isolation": isolation(view), **transferred(view)}
+    return {**told, **found, "failed_handshakes": view.failed_handshakes}
 
 
 def transferred(view: View) -> dict[str, Any]:
@@ -76,15 +92,18 @@ def status_lines(found: Mapping[str, Any], view: View) -> Iterator[str]:
     up, down = view.total("up"), view.total("down")
     if up.bytes or down.bytes:
         yield f"in all: {both_ways(up, down, raw=True)}"
+    if view.failed_handshakes:
+        yield failed_handshakes(view.failed_handshakes)
     if found["status"] == "interrupted":
         yield f"`{clean(view.command) or 'fx run'}` resumes it"
 
 
 def _site(view: View, site: Site) -> str:
-    """What a collaborator does, as long as the run lasts, and what it has moved."""
+    """What a collaborator does, as long as the run lasts, what it has moved, and what holds its
+    task process."""
     state = one_line(site.shown) if view.ended is None else ""
     moved = both_ways(site.up, site.down) if site.up.bytes or site.down.bytes else ""
-    return ", ".join(filter(None, (state, moved)))
+    return ", ".join(filter(None, (state, moved, one_line(site.isolation, 200))))
 
 
 def _held(path: Path) -> bool:

@@ -9,12 +9,13 @@ from typing import Any
 
 from openfed.errors import CertificateError, OpenFedError, PolicyError
 from openfed.launch.consent import approval_for
-from openfed.node.aggregator import Consent, anyone
+from openfed.node.aggregator import Consent
 from openfed.pki.desk import renew_at_desk
+from openfed.pki.disk import authority_here
 from openfed.pki.files import install, load_identity, load_roster, make_request, may_issue
 from openfed.pki.leaf import Identity, half_life
 from openfed.pki.office import open_office
-from openfed.pki.peer import AUTHORITY, Peer
+from openfed.pki.peer import Peer
 from openfed.pki.request import Request
 from openfed.pki.roster import Roster
 from openfed.plan.approval import verify_approval
@@ -68,11 +69,11 @@ class LiveRoster:
             self._said(f"the roster cannot be read, the one before it holds: {error}")
 
 
-def consent(workspace: Workspace, lock: Lock, roster: LiveRoster) -> Consent:
+def consent(workspace: Workspace, lock: Lock, roster: LiveRoster) -> Consent | None:
     """What the aggregator demands of a site: its approval of this plan, by the identity key that
     the authority has on its roster. In a trial on one machine, nothing."""
     if may_issue(workspace.cert):
-        return anyone
+        return None
 
     def check(peer: Peer, approval: bytes) -> None:
         if not approval:
@@ -104,7 +105,7 @@ async def renewed(
     try:
         answer = await renew_at_desk(desk, request, peer)
     except CertificateError as error:
-        if error.code != "C57" or not (workspace.cert / AUTHORITY).is_dir():
+        if error.code != "C57" or not authority_here(workspace.cert):
             raise
     else:
         return answer.chain, answer.anchors

@@ -27,7 +27,7 @@ def admit(lock: Lock, run: str, peer: Peer, stamp: Stamp) -> None:
     if peer.federation != plan.federation or stamp.federation != plan.federation:
         found = stamp.federation if peer.federation == plan.federation else peer.federation
         raise PolicyError("R03", f"expected federation {plan.federation}, got {found}")
-    if peer.role != "collaborator" or peer.name not in plan.collaborators:
+    if peer.role != "collaborator" or not plan.admits(peer.name):
         raise PolicyError("R02", f"{peer.role} {peer.name} is not a collaborator of this plan")
     if stamp.plan_digest != lock.digest:
         ours, theirs = lock.digest[:16], stamp.plan_digest[:16]

@@ -101,7 +101,7 @@ class Agent:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._training: set[str] = set()  # of the asks at work, those that can still be dropped
         self._cancelled: set[str] = set()  # asks that the aggregator no longer waits for
-        self._block = block_size(len(lock.plan.collaborators))
+        self._block = block_size(len(lock.plan.named))
         self._turn = asyncio.Lock()  # one task at a time, in the order of the asks
         self._updates = update_signature(lock.signature)
         self._moving = travelling(lock.signature)

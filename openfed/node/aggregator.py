@@ -35,7 +35,9 @@ from openfed.node.bell import Bell
 from openfed.node.outgoing import Outgoing
 from openfed.node.threads import opened, to_the_end
 from openfed.parse import DIGEST
+from openfed.pki.peer import COLLABORATOR
 from openfed.pki.request import Request
+from openfed.pki.roster import Roster
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Reply
 from openfed.store.spool import Spool
@@ -73,19 +75,28 @@ MAX_WAIT_S = 30.0
 """Longest that a `next` is held."""
 
 TICK_S = 1.0
-"""How often the age of an ask with a deadline is journaled."""
+"""How often an open ask is looked at: its age, if it has a deadline, and who is revoked."""
+
+GATHER_S = 10.0
+"""How long an aggregator that has just begun waits for everybody on the roster, where the plan
+names no sites: what follows is with those who are here."""
 
 NOTHING: Numbers = {}
 
 Consent = Callable[[Peer, bytes], None]
-"""Raises PolicyError where a site has not approved the plan; given what the site shows."""
+"""Raises PolicyError where a site has not approved the plan; given what the site shows. None: a
+trial, where whoever has a certificate takes part."""
 
 Renewing = Callable[[Request, Peer], Awaitable[tuple[bytes, bytes]]]
 """The way to the authority: a chain and the roots to trust, both PEM."""
 
 
-def anyone(peer: Peer, approval: bytes) -> None:
-    """In a trial, whoever has a certificate takes part."""
+Rosters = Callable[[], Roster | None]
+"""The authority's roster as it is now; None: there is none."""
+
+
+def no_roster() -> None:
+    return None
 
 
 async def nobody(request: Request, peer: Peer) -> tuple[bytes, bytes]:
@@ -129,21 +140,25 @@ class Aggregator:
         spool: Spool,
         emit: Emit,
         monotonic: Callable[[], float] = time.monotonic,
-        consent: Consent = anyone,
+        consent: Consent | None = None,
         renewing: Renewing = nobody,
+        roster: Rosters = no_roster,
     ) -> None:
         self.lock, self.run, self.journal, self.spool = lock, run, journal, spool
         self.state, self.reason = RunState.RUNNING, ""
         self._emit, self._monotonic = emit, monotonic
-        self._consent, self._renewing = consent, renewing
+        self._consent, self._renewing, self._roster = consent, renewing, roster
+        self._began = monotonic()
         self._updates = update_signature(lock.signature)
         self._chains = Pipeline(lock.plan.compression_pipeline.uplink).chains(self._updates)
-        self._outgoing = Outgoing(spool, len(lock.plan.collaborators))
+        self._outgoing = Outgoing(spool, len(lock.plan.named))
         self._raw = sum(spec.size for spec in self._updates)
         self._asks: dict[str, Open] = {}
         self._here: dict[str, bool] = {}  # who was seen -> whether it has heard the end
+        self._heard: dict[str, float] = {}  # who has not left -> when it was heard last
         self._ruled: dict[str, str] = {}  # collaborator -> the ask of its last verdict
         self._refused: set[tuple[str, str]] = set()
+        self._agreed: set[str] = set()  # whose approval is known to be in the journal
         self._offers, self._replies = Bell(), Bell()  # for collaborators; for the flow
         self._order = asyncio.Lock()  # one reply at a time is journaled and adopted
         self._loop = asyncio.get_running_loop()
@@ -158,6 +173,29 @@ class Aggregator:
     def wait(self, ask: str, seen: int) -> AskRow:
         return asyncio.run_coroutine_threadsafe(self._answered(ask, seen), self._loop).result()
 
+    def present(self, fewest: int) -> tuple[str, ...]:
+        return asyncio.run_coroutine_threadsafe(self._gathered(fewest), self._loop).result()
+
+    async def _gathered(self, fewest: int) -> tuple[str, ...]:
+        while not self._stop:
+            here, roster = self._present(), self._roster()
+            left = GATHER_S - (self._monotonic() - self._began)
+            complete = roster is not None and roster.collaborators <= set(here)
+            if len(here) >= fewest and (complete or left <= 0):
+                return here
+            await self._replies.heard(TICK_S)
+        raise self._stop
+
+    def _present(self) -> tuple[str, ...]:
+        """Who has been heard lately and is not revoked."""
+        since = self._monotonic() - LEASE_S
+        heard = (name for name, at in self._heard.items() if at > since)
+        return tuple(sorted(name for name in heard if not self._revoked(name)))
+
+    def _revoked(self, name: str) -> bool:
+        roster = self._roster()
+        return roster is not None and roster.revoked(name)
+
     async def _offer(self, ask: Ask, assignment: Assignment) -> None:
         ask, effects = step(ask, Elapsed(ask.elapsed_s))  # a crash may have come before its close
         open = Open(ask, assignment, self._monotonic() - ask.elapsed_s)
@@ -165,8 +203,8 @@ class Aggregator:
         await asyncio.to_thread(self._write, ask, effects, None)
         self._adopt(open, ask, effects)
         self._offers.ring()
-        if ask.deadline_s is not None and not ask.closed:
-            self._to_the_end(self._age(open))
+        if not ask.closed:
+            self._to_the_end(self._watch(open))
 
     async def _answered(self, ask: str, seen: int) -> AskRow:
         while True:
@@ -178,17 +216,34 @@ class Aggregator:
                 return row
             await self._replies.heard()
 
-    async def _age(self, open: Open) -> None:
-        """Close the ask at its deadline; its age is journaled, so a restart does not begin anew."""
-        deadline = open.ask.deadline_s or 0.0
+    async def _watch(self, open: Open) -> None:
+        """Close the ask at its deadline, and wait for nobody who is revoked meanwhile."""
+        deadline = open.ask.deadline_s
         while not open.ask.closed and not self._stop:
-            left = deadline - (self._monotonic() - open.since)
+            left = TICK_S if deadline is None else deadline - (self._monotonic() - open.since)
             await self._replies.heard(max(0.0, min(TICK_S, left)))
-            async with self._order:
-                if open.ask.closed:
-                    return
+            for name in filter(self._revoked, open.ask.missing):
+                await self._leave_out(open, name)
+            if deadline is not None:
+                await self._age(open)
+
+    async def _age(self, open: Open) -> None:
+        """The ask's age is journaled, so a restart does not begin anew."""
+        async with self._order:
+            if not open.ask.closed:
                 ask, effects = step(open.ask, Elapsed(self._monotonic() - open.since))
                 await asyncio.to_thread(self._write, ask, effects, None)
+                self._adopt(open, ask, effects)
+
+    async def _leave_out(self, open: Open, name: str) -> None:
+        """The ask goes on without a site that the authority has revoked."""
+        reply = Reply(name, "", 0, "C18", "revoked while it was asked")
+        async with self._order:
+            if open.ask.awaits(name):
+                ask, effects = step(open.ask, Failed(name, reply.code))
+                await asyncio.to_thread(self._write, ask, effects, reply)
+                told = {"collaborator": name, "role": COLLABORATOR, "code": reply.code}
+                self._emit("node.refused", {**told, "message": f"{name} was {reply.message}"})
                 self._adopt(open, ask, effects)
 
     def _to_the_end(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
@@ -230,32 +285,51 @@ class Aggregator:
 
     async def hello(self, peer: Peer, hello: Hello) -> Welcome:
         self._admit(peer, hello.stamp, greeting=True)
-        self._consents(peer, hello.approval)
+        with self._telling(peer):
+            if self._consent:
+                self._consent(peer, hello.approval)
         if hello.facts:  # none: somebody looks whether they would be admitted
+            told = {f"site {peer.name}": json.dumps(dict(hello.facts), sort_keys=True)}
+            if self._consent:
+                told[_approval(peer.name)] = hello.approval.decode()
+            await asyncio.to_thread(self.journal.set_facts, told)
             self._seen(peer.name)
-            facts = json.dumps(dict(hello.facts), sort_keys=True)
-            await asyncio.to_thread(self.journal.set_facts, {f"site {peer.name}": facts})
+            if level := hello.facts.get("isolation"):
+                said = {"collaborator": peer.name, "isolation": level}
+                self._emit("node.described", said)
         return Welcome(self._stamp(hello.stamp), self.state, LEASE_S)
 
     async def next(self, peer: Peer, next: Next) -> Orders:
         self._admit(peer, next.stamp)
-        self._seen(peer.name)
+        at = self._seen(peer.name)
         until = self._monotonic() + min(next.wait_s, MAX_WAIT_S)
-        while True:
-            orders = self._orders(peer.name, next)
-            left = until - self._monotonic()
-            if orders.state.ended or orders.assignment or orders.cancel or left <= 0:
-                break
-            await self._offers.heard(left)
+        try:
+            orders = await self._orders_within(peer.name, next, until)
+        except asyncio.CancelledError:  # it has gone, unless it has come back meanwhile
+            if self._heard.get(peer.name) == at:
+                del self._heard[peer.name]
+            raise
         if orders.state.ended:
             self._here[peer.name] = True
             self._replies.ring()
         return orders
 
-    def _seen(self, name: str) -> None:
+    def _seen(self, name: str) -> float:
+        """Note when a collaborator was heard."""
+        self._heard[name] = self._monotonic()
         if name not in self._here:
             self._here[name] = False
             self._emit("node.joined", {"collaborator": name})
+            self._replies.ring()  # a round may wait for it
+        return self._heard[name]
+
+    async def _orders_within(self, name: str, next: Next, until: float) -> Orders:
+        while True:
+            orders = self._orders(name, next)
+            left = until - self._monotonic()
+            if orders.state.ended or orders.assignment or orders.cancel or left <= 0:
+                return orders
+            await self._offers.heard(left)
 
     def _orders(self, name: str, next: Next) -> Orders:
         stamp = self._stamp(next.stamp)
@@ -381,10 +455,11 @@ class Aggregator:
         """Refuse whoever does not belong here, and say so once."""
         with self._telling(peer):
             admit(self.lock, "" if greeting else self.run, peer, stamp)
-
-    def _consents(self, peer: Peer, approval: bytes) -> None:
-        with self._telling(peer):
-            self._consent(peer, approval)
+            if not greeting and self._consent and peer.name not in self._agreed:
+                if self.journal.fact(_approval(peer.name)) is None:
+                    message = f"{peer.name} has not shown its approval of this plan"
+                    raise PolicyError("R23", f"{message}: expected a Hello with it first")
+                self._agreed.add(peer.name)
 
     @contextmanager
     def _telling(self, peer: Peer) -> Iterator[None]:
@@ -505,6 +580,11 @@ class Aggregator:
             return
         short = {key: numbers[key][0] for key in sorted(ABOUT & numbers.keys())}
         self._emit("reply", {**fields, "ruling": ruling.value, "bytes": report.size, **short})
+
+
+def _approval(name: str) -> str:
+    """The journal's fact that holds a site's approval, as the site signed it."""
+    return f"approval {name}"
 
 
 def _ruling(effects: tuple[Effect, ...]) -> tuple[Ruling, str]:

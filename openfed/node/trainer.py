@@ -109,6 +109,7 @@ class SocketTrainer:
         self.exchange, self._said = exchange, said
         self._child: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
+        self._meetings = set[asyncio.Task[None]]()
         self._laid_out: dict[str, str] = {}
         self.versions: Mapping[str, str] = {}
         for name in ("in", "out"):
@@ -124,15 +125,25 @@ class SocketTrainer:
         if self._child.done() and not self._child.cancelled():
             self._child.result().close()
         self._child.cancel()
+        for meeting in self._meetings:
+            meeting.cancel()
+        await asyncio.gather(*self._meetings)
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        child = Child(reader, writer)
+        child, meeting = Child(reader, writer), asyncio.current_task()
+        assert meeting
+        self._meetings.add(meeting)
         try:
             hello = await child.hear("hello")
         except (WireError, ConnectionError) as error:
             self._said(f"task process refused: {error}")
             child.close()
             return
+        except asyncio.CancelledError:  # by `close`; raised, asyncio would print a traceback
+            child.close()
+            return
+        finally:
+            self._meetings.discard(meeting)
         previous = hello.get("previous_exit")
         child.previous_exit = previous if isinstance(previous, int) else None
         if self._child.done():  # the one before is gone, or about to be found so

@@ -5,7 +5,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from openfed.observe.text import has_news, lines, number, one_line, short, size, times
+from openfed.observe.text import (
+    failed_handshakes,
+    has_news,
+    lines,
+    number,
+    one_line,
+    short,
+    size,
+    times,
+)
 from openfed.observe.view import Event, Moved, Observe, Row, View, fold
 
 if TYPE_CHECKING:
@@ -73,10 +82,13 @@ def render(view: View, height: int = 1000, width: int = 1000) -> "RenderableType
     if not view.run:
         return ""
     rows = [row for _, row in sorted(view.rows.items()) if has_news(row)]
-    room = max(3, height - len(view.sites) - 9)
+    failed = view.failed_handshakes
+    room = max(3, height - len(view.sites) - 9 - bool(failed))
     here = f"round {view.round} of {view.rounds}" if view.round else view.name
     since = ", bytes since resumed" if view.partial else ""
     caption = f"{here}: {one_line(view.phase, 60)}{since}"
+    if failed:
+        caption += f"\n{failed_handshakes(failed)}"
     return Group(_table(_rounds(rows[-room:], view.rounds), width), _sites(view, width, caption))
 
 

@@ -3,7 +3,7 @@
 Names, messages and tracebacks come from other sites: everything printed goes through `clean`.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from openfed.observe.view import Event, Moved, Row, View, finished, unscored
 
@@ -75,6 +75,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def failed_handshakes(counts: Mapping[str, int]) -> str:
+    """`failed handshakes: 3 (unknown authority 2, not TLS 1)`"""
+    each = ", ".join(f"{one_line(cause, 40)} {count}" for cause, count in counts.items())
+    return f"failed handshakes: {sum(counts.values())} ({each})"
+
+
 def row_line(view: View, row: Row) -> str:
     """Everything about one model on one line."""
     width = len(str(view.rounds))
@@ -115,11 +121,13 @@ def _note(view: View, event: Event) -> Iterator[str]:
 
 
 def _started(view: View, event: Event) -> Iterator[str]:
-    sites = ", ".join(one_line(name, 40) for name in view.sites)
     what = "run resumed" if event.get("resumed") else "run"
     rounds = plural(view.rounds, "round")
     yield f"{view.name}: {what} {view.run}, plan {view.plan_digest[:12]}, {rounds}"
-    yield f"waiting for {plural(len(view.sites), 'collaborator')}: {sites}"
+    names = ", ".join(one_line(name, 40) for name in view.sites)
+    least = "at least " if view.open else ""
+    sites = plural(int(event.get("fewest", len(view.sites))), "collaborator")
+    yield f"waiting for {least}{sites}{f': {names}' if names else ''}"
 
 
 def _listening(view: View, event: Event) -> Iterator[str]:
@@ -131,11 +139,16 @@ def _refused(view: View, event: Event) -> Iterator[str]:
     yield f"refused {one_line(event['collaborator'], 80)}: {why}"
 
 
+def _handshake(view: View, event: Event) -> Iterator[str]:
+    yield failed_handshakes(view.failed_handshakes)
+
+
 def _joined(view: View, event: Event) -> Iterator[str]:
     seen = sum(site.joined for site in view.sites.values())
     missing = [name for name, site in view.sites.items() if not site.joined]
     waiting = f", waiting for {', '.join(one_line(n, 40) for n in missing)}" if missing else ""
-    yield f"{one_line(event['collaborator'])} joined ({seen} of {len(view.sites)}{waiting})"
+    here = f"{seen} here" if view.open else f"{seen} of {len(view.sites)}{waiting}"
+    yield f"{one_line(event['collaborator'])} joined ({here})"
 
 
 def _replied(view: View, event: Event) -> Iterator[str]:
@@ -165,6 +178,7 @@ SAY = {
     "run.started": _started,
     "node.refused": _refused,
     "node.joined": _joined,
+    "handshake.failed": _handshake,
     "reply": _replied,
     "task.failed": _failed,
     "ask.closed": _closed,

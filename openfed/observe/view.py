@@ -63,6 +63,7 @@ class Site:
 
     state: str = "waiting"
     joined: bool = False
+    isolation: str = ""  # what holds its task process, as it says
     n: int = 0  # samples that its last training consumed
     seconds: float = 0.0  # of its last task
     up: Moved = Moved()  # in all rounds
@@ -112,11 +113,21 @@ class View:
     rows: Mapping[int, Row] = field(default_factory=lambda: NOTHING)  # by model
     best: Event | None = None
     ended: Event | None = None  # the fields of run.ended
+    handshakes: Mapping[tuple[float, str], int] = field(default_factory=lambda: NOTHING)  # failed
     partial: bool = False  # earlier lives of the run are not in it
+    open: bool = False  # the plan names no sites: others may come
 
     def total(self, way: Direction) -> Moved:
         """What the run moved that way, also in the validation after its last round."""
         return sum((getattr(site, way) for site in self.sites.values()), Moved())
+
+    @property
+    def failed_handshakes(self) -> Mapping[str, int]:
+        """By cause, in all lives of the aggregator; the most frequent first."""
+        counts: dict[str, int] = {}
+        for (_, cause), count in self.handshakes.items():
+            counts[cause] = counts.get(cause, 0) + count
+        return dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
 
 
 def fold(view: View, event: Event) -> View:
@@ -140,8 +151,10 @@ def fold_all(events: Iterable[Event]) -> View:
 
 def _started(view: View, event: Event) -> View:
     same = event["run"] == view.run
-    fresh = replace(view, ended=None) if same else View(command=view.command)
-    known = {name: fresh.sites.get(name, Site()) for name in event["collaborators"]}
+    early = NOTHING if view.run else view.handshakes  # before anybody could be told of the run
+    fresh = replace(view, ended=None) if same else View(command=view.command, handshakes=early)
+    names = [*fresh.sites, *event["collaborators"]]  # those of before, where none are named
+    known = {name: fresh.sites.get(name, Site()) for name in names}
     sites = {name: Site(up=site.up, down=site.down) for name, site in known.items()}
     return replace(
         fresh,
@@ -151,6 +164,7 @@ def _started(view: View, event: Event) -> View:
         rounds=event["rounds"],
         phase="waiting for collaborators",
         sites=sites,
+        open=not event["collaborators"],
         partial=fresh.partial if same else bool(event.get("resumed")),
     )
 
@@ -163,6 +177,17 @@ def _joined(view: View, event: Event) -> View:
     name = event["collaborator"]
     asked = view.sites.get(name, Site()).state != Site.state  # before it was here
     return _site(view, name, joined=True, **({} if asked else {"state": "joined"}))
+
+
+def _described(view: View, event: Event) -> View:
+    return _site(view, event["collaborator"], isolation=str(event["isolation"]))
+
+
+def _handshake(view: View, event: Event) -> View:
+    """The count of one cause `since` the aggregator's process began to listen."""
+    which, count = (float(event["since"]), str(event["cause"])), int(event["count"])
+    known = view.handshakes.get(which, 0)
+    return replace(view, handshakes={**view.handshakes, which: max(known, count)})
 
 
 def _round(view: View, event: Event) -> View:
@@ -257,6 +282,8 @@ STEPS = {
     "launched": _launched,
     "run.started": _started,
     "node.joined": _joined,
+    "node.described": _described,
+    "handshake.failed": _handshake,
     "round.started": _round,
     "ask.opened": _opened,
     "reply": _replied,

@@ -38,6 +38,16 @@ def load_authority(
     return Authority(certificate, read_secret(folder / f"{name}.key"), passphrase)
 
 
+def authority_here(cert_dir: Path) -> bool:
+    """Whether the authority lies here, for us. Nodes in containers see its folder empty, or may
+    not enter it, where there is one."""
+    folder = cert_dir / AUTHORITY
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except PermissionError:
+        return False
+
+
 def make_folder(path: Path, mode: int) -> None:
     """Creates the folder if it is missing; refuses (C11) a private one that others can enter."""
     if not path.exists() and not path.is_symlink():

@@ -6,8 +6,10 @@ server has shown that it is that authority, it is sent nothing but the question 
 
 import http.client
 import re
+import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
@@ -23,21 +25,35 @@ from openfed.pki.peer import AUTHORITY
 from openfed.pki.roster import read_roster
 from openfed.pki.token import Token, apply_with, write_application
 
+Dial = Callable[[str, int, float], socket.socket]
+"""Host, port, patience in seconds -> a connection; raises OSError, OpenFedError."""
+
 PATIENCE_S = 20.0
 """For a connection, and for each piece of an answer."""
 _MOST_ROOTS = 64 << 10
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
+def straight(host: str, port: int, patience_s: float) -> socket.socket:
+    """Through no proxy, whatever the environment says."""
+    return socket.create_connection((host, port), patience_s)
+
+
 def enroll(
-    cert_dir: Path, token: Token, pin: str, federation: str, now: float | None = None
+    cert_dir: Path,
+    token: Token,
+    pin: str,
+    federation: str,
+    now: float | None = None,
+    *,
+    dial: Dial = straight,
 ) -> list[Path]:
     """Enrol the token's node, with keys that are born below `cert_dir`; the files written.
 
     After an interruption it can be done again: the same keys get the same certificate.
     Raises: CertificateError, before anything was sent: C38 (another authority is trusted here), C53
     (a token of another federation), C58 (wrong pin), C59 (not the authority), C67 (no pin); then
-    what the authority refuses with, and C64. TransportError C60.
+    what the authority refuses with, and C64. TransportError C60, and what `dial` raises.
     """
     at = time.time() if now is None else now
     pin = parse_pin(pin)
@@ -45,12 +61,12 @@ def enroll(
         raise CertificateError(
             "C53", f"the token is of federation {token.federation!r}, the plan of {federation!r}"
         )
-    roots = _ask(token, "GET", "/authority", at, most=_MOST_ROOTS)
+    roots = _ask(token, dial, "GET", "/authority", at, most=_MOST_ROOTS)
     root = _pinned(roots, pin, token.address)
     _check_trusted(cert_dir, roots)
     written = create_keys(cert_dir, token.name)
     application = write_application(apply_with(token, make_request(cert_dir, token.name)))
-    answer = _ask(token, "POST", "/enrol", at, root=root, body=application)
+    answer = _ask(token, dial, "POST", "/enrol", at, root=root, body=application)
     return [*written, *_install(cert_dir, token, read_answer(answer, _PARTS), root, at)]
 
 
@@ -99,6 +115,7 @@ def _install(
 
 def _ask(
     token: Token,
+    dial: Dial,
     method: str,
     path: str,
     now: float,
@@ -109,9 +126,9 @@ def _ask(
 ) -> bytes:
     """What the listener answers. With `root` only the authority that it certified is asked."""
     host, port = split_address(token.address)
-    asking = http.client.HTTPSConnection(host, port, timeout=PATIENCE_S, context=_context(root))
+    asking = http.client.HTTPSConnection(host, port)
     try:
-        asking.connect()  # straight: no proxy is looked for in the environment
+        asking.sock = _context(root).wrap_socket(dial(host, port, PATIENCE_S), server_hostname=host)
         if root:
             _check_authority(asking.sock, token)
         asking.request(method, path, body)

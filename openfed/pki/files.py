@@ -16,6 +16,7 @@ from openfed.errors import CertificateError
 from openfed.files import lock_file, write_whole
 from openfed.pki.authority import Enrolment
 from openfed.pki.disk import (
+    authority_here,
     create_secret,
     load_authority,
     load_profiles,
@@ -87,6 +88,8 @@ def may_issue(cert_dir: Path) -> bool:
         if not (cert_dir / AUTHORITY).exists():
             check_own(cert_dir, TRIAL)
             return True
+        if not authority_here(cert_dir):
+            return False
         office = open_office(cert_dir)
         return office.record().trial and not office.encrypted
     except CertificateError as error:

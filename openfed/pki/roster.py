@@ -15,7 +15,7 @@ from openfed.errors import CertificateError
 from openfed.parse import strict_json
 from openfed.pki.authority import Authority, sign_as_authority
 from openfed.pki.leaf import inspect, signed_by
-from openfed.pki.peer import Peer
+from openfed.pki.peer import COLLABORATOR, Peer
 
 MOST_BYTES = 16 << 20
 _SIGNED = b"openfed roster v1\0"
@@ -48,6 +48,17 @@ class Roster:
         """The public key of a member; None for one that is unknown or revoked."""
         member = self._by_name.get(name)
         return member.identity if member and not member.revoked else None
+
+    def revoked(self, name: str) -> bool:
+        """Whether a member of this name is shut out; not so a name that nobody knows."""
+        member = self._by_name.get(name)
+        return member is not None and member.revoked
+
+    @cached_property
+    def collaborators(self) -> frozenset[str]:
+        """The names of those who may take part."""
+        found = (member for member in self.members if member.role == COLLABORATOR)
+        return frozenset(member.name for member in found if not member.revoked)
 
     @cached_property
     def _by_name(self) -> dict[str, Member]:

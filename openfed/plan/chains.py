@@ -128,7 +128,7 @@ def _feedback(pipeline: Pipeline) -> Iterator[Broken]:
 
 def advice(plan: Plan) -> Iterator[str]:
     """What is allowed and may not be what was meant."""
-    if plan.cohort.size(len(plan.collaborators)) == len(plan.collaborators):
+    if plan.cohort.everyone(len(plan.named)):
         return
     pipeline = plan.compression_pipeline
     if any(map(is_lossy, pipeline.downlink.chains().values())):

@@ -65,9 +65,15 @@ def code_lines(workspace: Path, lock: Lock) -> dict[str, int]:
 
 
 def _head(plan: Plan, lock: Lock | None, signed: str) -> Iterator[str]:
-    sites = plan.collaborators
-    yield f"{_many(len(sites), 'site')} {'trains' if len(sites) == 1 else 'train'} one model"
-    yield from (f"  - {name}" for name in sites)
+    least = _many(plan.fewest, "site")
+    if plan.named:
+        yield f"{least} {'trains' if plan.fewest == 1 else 'train'} one model"
+        yield from (f"  - {name}" for name in plan.named)
+    else:
+        yield (
+            f"Every site that the federation certifies may train, {least} at least; which they "
+            "are is not in this plan, and others may join while it runs"
+        )
     yield f"The aggregator waits for them at {', '.join(plan.aggregator.advertise)}"
     if lock is not None:
         yield f"Plan digest: {lock.digest}"
@@ -86,16 +92,21 @@ def _model(lock: Lock) -> str:
 
 def _happens(plan: Plan) -> Iterator[str]:
     yield f"{_many(plan.rounds, 'round')}. In each of them"
-    asked = plan.cohort.size(len(plan.collaborators))
-    if asked == len(plan.collaborators):
-        yield "  - every site gets the model"
-    else:
-        yield f"  - {asked} of the {len(plan.collaborators)} sites, drawn by lot, get the model"
+    yield f"  - {_asked(plan)} the model"
     yield from (f"  - {_task(plan, task.name, task.settings)}" for task in plan.tasks)
     if any(task.name == "train" for task in plan.tasks):
         yield f"  - the aggregator makes the next model of the updates: {_strategy(plan)}"
     if plan.validation.every > 1:
         yield f"Validation takes place every {plan.validation.every} rounds, and after the last"
+
+
+def _asked(plan: Plan) -> str:
+    sites = len(plan.named)
+    if plan.cohort.everyone(sites):
+        return "every site gets" if sites else "every site that is there when it begins gets"
+    if sites:
+        return f"{plan.cohort.size(sites)} of the {sites} sites, drawn by lot, get"
+    return f"{plan.cohort.fraction:.0%} of the sites that are there, drawn by lot, get"
 
 
 def _task(plan: Plan, name: str, settings: Mapping[str, Any]) -> str:

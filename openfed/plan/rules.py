@@ -3,14 +3,14 @@
 A rule gets the parts that are right, by key, and is left out where one that it needs is not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openfed.parse import split_address
 from openfed.plan.chains import Broken, pipeline_rules
 from openfed.plan.choices import LOSS, METRICS, better, metric_name
-from openfed.plan.schema import RESERVED
+from openfed.plan.schema import RESERVED, Enrolled, fewest
 from openfed.plan.values import is_loopback, shown, suggest
 
 Parts = Mapping[str, Any]
@@ -24,17 +24,23 @@ def broken_rules(parts: Parts, workspace: Path) -> Iterator[Broken]:
         yield from _init(parts["init"], workspace)
 
 
-def _names(collaborators: tuple[str, ...]) -> Iterator[Broken]:
+def _names(collaborators: tuple[str, ...] | Enrolled) -> Iterator[Broken]:
+    if not isinstance(collaborators, Enrolled):
+        for index, message in clashes(collaborators):
+            yield ("collaborators", index), "P14", message
+
+
+def clashes(names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Names of sites that are taken, or there twice: their places, and what to do about them."""
     seen: dict[str, str] = {}
-    for index, name in enumerate(collaborators):
-        loc, first = ("collaborators", index), seen.get(name.lower())
+    for index, name in enumerate(names):
+        first = seen.get(name.lower())
         if name.lower() in RESERVED:
-            yield loc, "P14", f"{name} is what openfed calls something else: choose another name"
+            yield index, f"{name} is what openfed calls something else: choose another name"
         elif first == name:
-            yield loc, "P14", f"{name} is there twice: every site has a name of its own"
+            yield index, f"{name} is there twice: every site has a name of its own"
         elif first is not None:
-            message = f"{name} and {first} are one file name on some computers: rename one"
-            yield loc, "P14", message
+            yield index, f"{name} and {first} are one file name on some computers: rename one"
         seen.setdefault(name.lower(), name)
 
 
@@ -109,10 +115,10 @@ def _tasks(tasks: tuple[Any, ...]) -> Iterator[Broken]:
             yield ("tasks", index), "P15", message
 
 
-def _cohort(cohort: Any, collaborators: tuple[str, ...]) -> Iterator[Broken]:
+def _cohort(cohort: Any, collaborators: tuple[str, ...] | Enrolled) -> Iterator[Broken]:
     if cohort.quorum == "all":
         return
-    asked = cohort.size(len(collaborators))
+    asked = cohort.size(fewest(collaborators))
     if cohort.quorum > asked:
         message = f"expected at most {asked}, the sites asked in a round, got {cohort.quorum}"
         yield ("cohort", "quorum"), "P15", message

@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
+    TypeAdapter,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -86,6 +87,10 @@ class Cohort(Value):
     def size(self, collaborators: int) -> int:
         """How many of `collaborators` sites are asked: the fraction, rounded, at least one."""
         return max(1, math.floor(self.fraction * collaborators + 0.5))
+
+    def everyone(self, collaborators: int) -> bool:
+        """Whether all of so many sites are asked; 0: of any number."""
+        return self.size(collaborators) == collaborators if collaborators else self.fraction == 1.0
 
 
 class Validation(Value):
@@ -270,12 +275,46 @@ def _metric(value: object) -> object:
 Metric = Annotated[Text, BeforeValidator(_metric), Code(2)]
 
 
+class AtLeast(Value):
+    minimum: Count = 1
+
+
+class Enrolled(Value):
+    """Whoever has a certificate of the federation takes part, as soon as it comes; a round begins
+    when `minimum` of them are here."""
+
+    enrolled: AtLeast = AtLeast()
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Also the short form, the word alone."""
+        return {"anyOf": [{"const": "enrolled"}, handler.resolve_ref_schema(handler(schema))]}
+
+
+Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
+_NAMES: TypeAdapter[tuple[str, ...]] = TypeAdapter(Names)
+
+
 def _sites(value: object) -> object:
-    if value == "enrolled" or (isinstance(value, dict) and "enrolled" in value):
-        raise refuse(
-            "P18", "`enrolled` comes with a later release: list the names, as in [one, two]"
-        )
-    return value
+    if value == "enrolled":
+        return Enrolled()
+    if isinstance(value, Enrolled):
+        return value
+    enrolled = isinstance(value, dict)
+    try:
+        return Enrolled.model_validate(value) if enrolled else _NAMES.validate_python(value)
+    except ValidationError as error:
+        raise Nested(Enrolled if enrolled else Plan, error, ()) from None
+
+
+Sites = Names | Enrolled
+
+
+def fewest(sites: tuple[str, ...] | Enrolled) -> int:
+    """How many sites take part at least."""
+    return sites.enrolled.minimum if isinstance(sites, Enrolled) else len(sites)
 
 
 _USER_STRATEGY = (
@@ -300,9 +339,7 @@ class Plan(Value):
     rounds: Count = Field(examples=[10])
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     aggregator: Aggregator = Field(default_factory=Aggregator)
-    collaborators: Annotated[
-        tuple[Name, ...], Field(min_length=1, max_length=10_000), BeforeValidator(_sites)
-    ] = Field(examples=["[one, two]"])
+    collaborators: Annotated[Sites, BeforeValidator(_sites)] = Field(examples=["[one, two]"])
     task_runner: Annotated[Choice, Among("a task runner", RUNNERS, code=Code(1))] = Field(
         examples=["{torch: {...}}"]
     )
@@ -328,6 +365,20 @@ class Plan(Value):
     stop: Stop | None = None
     retention: Retention = Field(default_factory=Retention)
     init: Text | None = None
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The sites, as far as the plan says: none where whoever is enrolled takes part."""
+        return () if isinstance(self.collaborators, Enrolled) else self.collaborators
+
+    @property
+    def fewest(self) -> int:
+        """How many sites take part at least."""
+        return fewest(self.collaborators)
+
+    def admits(self, name: str) -> bool:
+        """Whether a collaborator of this name, which its certificate proves, may take part."""
+        return isinstance(self.collaborators, Enrolled) or name in self.collaborators
 
 
 ADDRESSES = "aggregator"

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    InstanceOf,
     JsonValue,
     PlainSerializer,
     WithJsonSchema,
@@ -21,11 +22,11 @@ from pydantic import (
 )
 
 from openfed.errors import PlanError, PolicyError
-from openfed.parse import is_ip, split_address
-from openfed.plan.check import Loc, checked, locate
+from openfed.parse import Proxy, is_ip, parse_proxy, split_address
+from openfed.plan.check import Loc, checked, finding, locate
 from openfed.plan.choices import LOSS, metric_name
 from openfed.plan.load import problems, read_file, workspace_of
-from openfed.plan.local import Device, Threads
+from openfed.plan.local import Device, Isolation, Threads
 from openfed.plan.lock import Lock
 from openfed.plan.schema import Plan
 from openfed.plan.source import Node, Place
@@ -79,17 +80,15 @@ def _address(text: str) -> str:
     return text
 
 
-def _proxy(text: str) -> str:
-    if text == "none":
-        return text
+def _proxy(value: object) -> Proxy | None:
+    """No message shows the value: it may hold a password."""
+    if value is None or value == "none":
+        return None
     try:
-        _address(text.removeprefix("http://"))
-    except ValueError:
-        text = ""
-    if not text.startswith("http://"):
-        message = "expected none, or http://host:port without a path or a password"
-        raise refuse("P13", f"{message}; what the environment says is never used")
-    return text
+        return parse_proxy(value if isinstance(value, str) else "")
+    except ValueError as error:
+        message = f"{error}; or none. Write @ : / and % of a password as %40 %3A %2F and %25"
+        raise refuse("P13", f"{message}; what the environment says is never used") from None
 
 
 class Limits(Value):
@@ -140,6 +139,37 @@ def _ordered(filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
     return filters
 
 
+_LEAST_MEMORY = 128 << 20
+USER = re.compile(r"(0|[1-9][0-9]{0,9}):(0|[1-9][0-9]{0,9})")
+"""UID:GID."""
+
+
+def _memory(size: int) -> int:
+    if size < _LEAST_MEMORY:
+        raise refuse("P08", f"expected at least {in_bytes(_LEAST_MEMORY)}, got {in_bytes(size)}")
+    return size
+
+
+def _user(value: object) -> object:
+    if value is None or (isinstance(value, str) and USER.fullmatch(value)):
+        return value
+    raise refuse("P07", f'expected numbers as in "1000:1000", UID:GID, got {shown(value)}')
+
+
+class Container(Value):
+    """What one container may use; each of a site's two. `cpus`: None: one for each of the site's
+    `threads`; `user`: UID:GID, None: whom the workspace belongs to."""
+
+    memory: Annotated[Size, AfterValidator(_memory)] = Field(default=4 << 30, examples=["4GiB"])
+    cpus: Annotated[float, Field(strict=True, ge=0.01, le=4096)] | None = Field(
+        default=None, examples=[2.0]
+    )
+    pids: Annotated[int, Field(strict=True, ge=16, le=1 << 20)] = Field(default=512, examples=[256])
+    user: Annotated[Text | None, BeforeValidator(_user)] = Field(
+        default=None, examples=['"1000:1000"']
+    )
+
+
 class Site(Value):
     """`site.yaml`. `data` is handed to the plan's loader as it stands; `address` is dialled instead
     of the plan's; `filters` run in order on every update, last of all before the codecs."""
@@ -149,8 +179,8 @@ class Site(Value):
     device: Device = "auto"
     threads: Threads = 1
     address: Annotated[Text, AfterValidator(_address)] | None = None
-    proxy: Annotated[Text, AfterValidator(_proxy)] = "none"
-    isolation: Literal["process"] = "process"
+    proxy: Annotated[InstanceOf[Proxy] | None, BeforeValidator(_proxy)] = None
+    isolation: Isolation = "process"
     limits: Annotated[Limits, BeforeValidator(lambda found: {} if found is None else found)] = (
         Limits()
     )
@@ -160,6 +190,9 @@ class Site(Value):
         AfterValidator(_ordered),
         BeforeValidator(lambda found: () if found is None else found),
     ] = ()
+    container: Annotated[
+        Container, BeforeValidator(lambda found: {} if found is None else found)
+    ] = Container()
 
 
 def read_site(path: Path) -> Site:
@@ -169,6 +202,9 @@ def read_site(path: Path) -> Site:
     if tree is not None:
         site, more = checked(tree, Site)
         found += more
+        if site and site.proxy and site.proxy.password and path.stat().st_mode & 0o077:
+            message = "others may read this file, and the password in it; run: chmod 600 site.yaml"
+            found.append(finding(tree, ("proxy",), "P44", message))
     if found or site is None:
         raise PlanError(problems(found))
     return site
@@ -310,7 +346,9 @@ def in_words(site: Site) -> list[str]:
     """What the site has set, a line each, for people."""
     limits = site.limits
     lines = [f"The address that it dials: {site.address}"] if site.address else []
-    lines += [f"It reaches the aggregator through {site.proxy}"] if site.proxy != "none" else []
+    lines += [f"It reaches the aggregator through the proxy {site.proxy}"] if site.proxy else []
+    if site.isolation != "process":
+        lines.append(f"The code that sees its data runs in a {site.isolation}, or not at all")
     if limits.rounds is not None:
         lines.append(f"It takes part in plans of at most {limits.rounds} rounds")
     if limits.seconds is not None:

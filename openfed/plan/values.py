@@ -100,13 +100,15 @@ Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 Mode = Literal["max", "min"]
 
 
+NAME_RULE = (
+    "a name of 1 to 63 letters, digits, '-' or '_' that begins and ends with a letter or digit (it "
+    "becomes a file name and part of a certificate)"
+)
+
+
 def _name(text: str) -> str:
     if not NAME.fullmatch(text):
-        raise refuse(
-            "P14",
-            f"expected a name of 1 to 63 letters, digits, '-' or '_' that begins and ends with a "
-            f"letter or digit, got {shown(text)}: it becomes a file name and part of a certificate",
-        )
+        raise refuse("P14", f"expected {NAME_RULE}, got {shown(text)}")
     return text
 
 

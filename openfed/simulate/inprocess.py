@@ -4,7 +4,7 @@ transport is another, and tasks run where the caller says. Gives the digest of t
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from openfed.assemble import make_agent, make_aggregator, open_journal
 from openfed.node.aggregator import Aggregator
 from openfed.node.conduct import Ended
 from openfed.node.trainer import Trainer
+from openfed.pki.roster import Member, Roster
 from openfed.plan.lock import Lock
 from openfed.store.runs import hold, run_folder
 from openfed.transport.inprocess import InProcess
@@ -29,7 +30,8 @@ async def run_inprocess(
     held = hold(run_folder(root, run))
     journal = open_journal(root, run, lock.digest)
     try:
-        aggregator, go = make_aggregator(root, lock, run, journal, emit)
+        roster = _roster(lock, trainers)
+        aggregator, go = make_aggregator(root, lock, run, journal, emit, roster=lambda: roster)
         agents = [
             make_agent(root, lock, name, InProcess(aggregator, _peer(lock, name)), trainer, _quiet)
             for name, trainer in trainers.items()
@@ -57,6 +59,12 @@ def _stop_if_lost(aggregator: Aggregator, working: asyncio.Task[object]) -> None
 
 def _peer(lock: Lock, name: str) -> Peer:
     return Peer(lock.plan.federation, "collaborator", name, serial=0, not_after=float("inf"))
+
+
+def _roster(lock: Lock, names: Iterable[str]) -> Roster:
+    """Everybody who takes part: nobody has keys here."""
+    members = tuple(Member("collaborator", name, b"", revoked=False) for name in names)
+    return Roster(lock.plan.federation, 0, 0.0, members, frozenset())
 
 
 def _quiet(text: str) -> None:

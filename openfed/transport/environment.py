@@ -22,6 +22,8 @@ def _prepare() -> None:
         wanted = " ".join(f"{key}={value}" for key, value in wrong.items())
         raise TransportError("T01", f"grpc was imported before {wanted} was set", permanent=True)
     os.environ.update(wrong)
+    if os.environ.get("GRPC_VERBOSITY", "").upper() not in ("INFO", "DEBUG"):
+        os.environ.pop("GRPC_VERBOSITY", None)  # it would hide the handshakes that fail
 
 
 _prepare()

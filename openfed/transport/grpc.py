@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from openfed.errors import CertificateError, OpenFedError, TransportError, WireError
+from openfed.parse import Proxy, join_address
 from openfed.pki.leaf import Identity, check_peer, inspect
 from openfed.pki.peer import AGGREGATOR, COLLABORATOR
 from openfed.transport import crossing
@@ -24,6 +25,7 @@ from openfed.transport.address import split_address
 from openfed.transport.base import Blocks, Reporting, Service
 from openfed.transport.environment import grpc
 from openfed.transport.probe import diagnose
+from openfed.transport.proxy import authorization
 from openfed.transport.turns import Turns
 from openfed.wire.blocks import MOST_BLOCK, ending, read_blocks, write_blocks
 from openfed.wire.convert import decode, decode_offset, encode, encode_offset
@@ -44,6 +46,10 @@ from openfed.wire.messages import (
 SERVICE = "openfed.v1.Federation"
 ANSWER_S = 60.0
 """How long a call may take beyond what it asks for."""
+HELLO_S = 6.0
+"""A greeting asks for nothing: who starts a node is told within ten seconds what it waits for."""
+DIAGNOSIS_S = 8.0
+"""For the probe as a whole; a name server may be silent for much longer."""
 GRACE_S = 0.5
 """How long calls in flight may go on when the server ends."""
 LOOK_S = 1.0
@@ -80,12 +86,13 @@ _SERVER = (
 )
 _CLIENT = (
     *_BOTH,
-    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_http_proxy", 0),  # nor what the environment says about proxies: see `_way`
     ("grpc.enable_retries", 0),  # `retry` does that, and says so in the stamp
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.use_local_subchannel_pool", 1),  # never another identity's connection
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # who comes back may be elsewhere
 )
 
 
@@ -353,12 +360,14 @@ class GrpcLink:
         identity: Identity,
         *,
         server_name: str | None = None,
+        proxy: Proxy | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`server_name`: the name that the certificate must have, if not the dialled one."""
+        """`server_name`: the name that the certificate must have, if not the dialled one; `proxy`:
+        what alone is dialled, to connect to the address."""
         split_address(address)
         self._address, self._identity, self._server_name = address, identity, server_name
-        self._now = now
+        self._proxy, self._now = proxy, now
         self._verified = False
         self._verifying = asyncio.Lock()
         self._channel, self._draining = self._dialled(identity), set[asyncio.Task[None]]()
@@ -367,11 +376,8 @@ class GrpcLink:
         credentials = grpc.ssl_channel_credentials(
             identity.authority_pem, identity.key_pem, identity.chain_pem
         )
-        name = self._server_name
-        named = (("grpc.ssl_target_name_override", name),) if name else ()
-        return grpc.aio.secure_channel(
-            f"dns:///{self._address}", credentials, options=(*_CLIENT, *named)
-        )
+        target, way = _way(self._address, self._server_name, self._proxy)
+        return grpc.aio.secure_channel(f"dns:///{target}", credentials, options=(*_CLIENT, *way))
 
     def show(self, identity: Identity) -> None:
         """From now on dial with another certificate; calls in flight end on the old connection."""
@@ -382,7 +388,7 @@ class GrpcLink:
         self._identity, self._channel = identity, self._dialled(identity)
 
     async def hello(self, hello: Hello) -> Welcome:
-        return await self._unary("Hello", hello, Welcome, ANSWER_S)
+        return await self._unary("Hello", hello, Welcome, HELLO_S)
 
     async def next(self, next: Next) -> Orders:
         return await self._unary("Next", next, Orders, next.wait_s + ANSWER_S)
@@ -446,7 +452,15 @@ class GrpcLink:
 
     async def _diagnosis(self) -> TransportError | CertificateError | None:
         probe = partial(diagnose, self._address, self._identity, self._now())
-        return await _unawaited(partial(probe, server_name=self._server_name))
+        try:
+            async with asyncio.timeout(DIAGNOSIS_S):
+                return await _unawaited(
+                    partial(probe, server_name=self._server_name, proxy=self._proxy)
+                )
+        except TimeoutError:
+            told = f"{self._address}: neither name nor address answered in {DIAGNOSIS_S:.0f} s"
+            told += f", through the proxy {self._proxy}" if self._proxy else ""
+            return TransportError("T06", told)
 
     async def _explained(self, status: Status) -> OpenFedError:
         """What the server raised; else what the probe finds; else what gRPC says."""
@@ -461,6 +475,24 @@ class GrpcLink:
         known, permanent = _STATUS.get(code, ("T09", False))
         text = f"{self._address}: {code.name.lower()}: {details}"
         return TransportError(known, text, permanent=permanent)
+
+
+def _way(
+    address: str, name: str | None, proxy: Proxy | None
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What a channel dials, and its options for the rest of the way to `address`.
+
+    gRPC's own argument for proxies (`grpc.http_proxy`) gives way to `no_proxy` of the environment;
+    what it makes of it, which this says itself, does not.
+    """
+    if proxy is None:
+        return address, (("grpc.ssl_target_name_override", name),) if name else ()
+    host, port = split_address(address)
+    way = [("grpc.http_connect_server", join_address(host, port))]
+    way.append(("grpc.ssl_target_name_override", name or host))
+    if known := authorization(proxy):
+        way.append(("grpc.http_connect_headers", f"Proxy-Authorization:{known}"))
+    return join_address(proxy.host, proxy.port), tuple(way)
 
 
 _STATUS: dict[Any, tuple[str, bool]] = {

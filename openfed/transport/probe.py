@@ -9,16 +9,17 @@ what the probe adds is the role and federation by name.)
 
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from cryptography import x509
 
 from openfed.errors import CertificateError, TransportError
 from openfed.files import readable
+from openfed.parse import Proxy
 from openfed.pki.leaf import Identity, check_leaf, peer_of
 from openfed.pki.peer import AGGREGATOR
 from openfed.transport.address import split_address
+from openfed.transport.proxy import connect
 
 PATIENCE_S = 5.0
 _EXPIRED, _NOT_YET = 10, 9  # X509_V_ERR_*
@@ -28,35 +29,46 @@ _ALERTS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")  # in 
 _VERSION = ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "HANDSHAKE_FAILURE")
 
 Cause = TransportError | CertificateError | None
+Dial = Callable[[], socket.socket]
 
 
 def diagnose(
-    address: str, identity: Identity, now: float, *, server_name: str | None = None
+    address: str,
+    identity: Identity,
+    now: float,
+    *,
+    server_name: str | None = None,
+    proxy: Proxy | None = None,
 ) -> Cause:
     """What keeps `identity` from the aggregator at `address`; None if nothing does (now).
 
     `now` in seconds since the epoch. Blocks for a few times `PATIENCE_S` at most.
     """
     host, port = split_address(address)
-    cause = _dial(address, host, port, server_name or host, identity, now)
+
+    def dial() -> socket.socket:
+        return connect(host, port, PATIENCE_S, proxy=proxy)
+
+    cause = _tried(address, dial, server_name or host, identity, now)
     if cause and cause.code == "C24":
         # A server that is going down closes connections as well; a moment later it is gone.
-        cause = _dial(address, host, port, server_name or host, identity, now)
+        cause = _tried(address, dial, server_name or host, identity, now)
     return cause
 
 
-def _dial(address: str, host: str, port: int, name: str, identity: Identity, now: float) -> Cause:
+def _tried(address: str, dial: Dial, name: str, identity: Identity, now: float) -> Cause:
     try:
         check_leaf(identity.chain_pem, identity.key_pem, identity.authority_pem, now=now)
-        with _dialled(host, port) as raw:
+        with dial() as raw:
             return _check_server(raw, address, name, identity)
-    except CertificateError as error:
+    except (CertificateError, TransportError) as error:
         return error
     except ssl.SSLCertVerificationError as error:
-        return _distrusted(error, host, port, name, identity)
+        return _distrusted(error, address, dial, name, identity)
     except ssl.SSLError as error:
         return _tls_fault(error, address, identity)
     except socket.gaierror as error:
+        host, _ = split_address(address)
         return TransportError("T04", f"{host!r} does not resolve: {error.strerror}")
     except ConnectionRefusedError:
         return TransportError("T05", f"nothing listens at {address}")
@@ -64,12 +76,6 @@ def _dial(address: str, host: str, port: int, name: str, identity: Identity, now
         return TransportError("T09", f"{address} closed the connection")
     except OSError as error:
         return TransportError("T06", f"{address} does not answer: {error}")
-
-
-@contextmanager
-def _dialled(host: str, port: int) -> Iterator[socket.socket]:
-    with socket.create_connection((host, port), PATIENCE_S) as raw:
-        yield raw
 
 
 def _check_server(raw: socket.socket, address: str, name: str, identity: Identity) -> Cause:
@@ -110,11 +116,10 @@ def _not_aggregator(leaf: x509.Certificate, address: str, identity: Identity) ->
 
 
 def _distrusted(
-    error: ssl.SSLCertVerificationError, host: str, port: int, name: str, identity: Identity
+    error: ssl.SSLCertVerificationError, address: str, dial: Dial, name: str, identity: Identity
 ) -> Cause:
     """Our side refused the server's certificate: fetch it, to say whose it is."""
-    address = f"{host}:{port}"
-    leaf = _shown(host, port, name, identity)
+    leaf = _shown(dial, name, identity)
     if error.verify_code in (_EXPIRED, _NOT_YET):
         dates = leaf and f" ({leaf.not_valid_before_utc:%F %T} to {leaf.not_valid_after_utc:%F %T})"
         return CertificateError(
@@ -133,15 +138,15 @@ def _distrusted(
     )
 
 
-def _shown(host: str, port: int, name: str, identity: Identity) -> x509.Certificate | None:
+def _shown(dial: Dial, name: str, identity: Identity) -> x509.Certificate | None:
     """The leaf that the server shows, unverified: only ever part of a message."""
     context = _context(identity)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        with _dialled(host, port) as raw, context.wrap_socket(raw, server_hostname=name) as tls:
+        with dial() as raw, context.wrap_socket(raw, server_hostname=name) as tls:
             return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
-    except (OSError, ValueError):
+    except (OSError, ValueError, TransportError):
         return None
 
 

@@ -43,13 +43,14 @@ def retrying(
     random: Callable[[], float] = _random,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
+    told: Callable[[TransportError], None] = lambda fault: None,
 ) -> Link:
     """The same link; each attempt says in its stamp which one it is.
 
     Permanent faults, and every error that is not a `TransportError`, are raised at once. After
-    `deadline_s` of failing, the last fault is raised.
+    `deadline_s` of failing, the last fault is raised. `told` hears of each that is waited out.
     """
-    return _Retrying(link, policy, random, sleep, clock)
+    return _Retrying(link, policy, random, sleep, clock, told)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class _Retrying:
     random: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     clock: Callable[[], float]
+    told: Callable[[TransportError], None]
 
     async def hello(self, hello: Hello) -> Welcome:
         return await self._until_done(self.link.hello, hello)
@@ -116,6 +118,7 @@ class _Pauses:
         self.began = now if self.began is None else self.began
         if fault.permanent or now - self.began + self.pause > owner.policy.deadline_s:
             raise fault
+        owner.told(fault)
         await owner.sleep(self.pause * (0.5 + owner.random() / 2))
         self.pause = min(2 * self.pause, owner.policy.most_s)
 

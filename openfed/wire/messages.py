@@ -25,9 +25,9 @@ ON_THEIR_WAY = 16 << 20
 
 
 def block_size(sites: int) -> int:
-    """Bytes of a block where so many sites take part: `BLOCK` for up to eight, then less, as each
-    stream has one in memory; never less than a chunk of float64."""
-    return max(512 << 10, min(BLOCK, ON_THEIR_WAY // sites))
+    """Bytes of a block where so many sites take part (0: nobody knows): `BLOCK` for up to eight,
+    then less, as each stream has one in memory; never less than a chunk of float64."""
+    return max(512 << 10, min(BLOCK, ON_THEIR_WAY // sites)) if sites else 512 << 10
 
 
 ENOUGH = 2**63 - 1

@@ -223,3 +223,25 @@ def undisturbed(tmp_path_factory) -> str:
     ran = here.fx("run")
     assert ran.returncode == 0, ran.stderr
     return here.digest()
+
+
+@pytest.fixture(scope="session")
+def two_sides(tmp_path_factory) -> Path:
+    """Two folders, each up to `start`: see faults.py."""
+    from tests.e2e.faults import make_two_sides
+
+    return make_two_sides(tmp_path_factory.mktemp("two_sides"))
+
+
+@pytest.fixture
+def world(two_sides, tmp_path, monkeypatch):
+    """Copies of the two folders, to be spoilt; and no proxy in the environment."""
+    from tests.e2e.faults import World
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    shutil.copytree(two_sides, tmp_path / "w")
+    made = World(tmp_path / "w")
+    yield made
+    made.close()

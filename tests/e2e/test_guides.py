@@ -1,19 +1,20 @@
 """The three guides, played together in their folders as they stand: every command, and its output.
 
-A comment before a block says when it is played, and where:
+What stands behind the word of a block, or in a comment, says when it is played, and where:
 
-    <!-- play 7, in line -->                   the commands of the console block, in the folder
-    <!-- play 7, in mill/line, also farm -->   then the same once more, with farm for mill
-    <!-- play 7, start in line, until ready --> in the background; goes on when it says that word
-    <!-- play 7, stop fx pki serve -->         Ctrl-C for a command that was started
-    <!-- play 7, end -->                       wait for what was started
-    <!-- play 7, token in farm/line -->        the token that was shown last, in token.txt
-    <!-- play 7, edit line/plan/plan.yaml -->  the keys of the YAML block replace those of the file
+    ```console play 7, in line                  its commands, in the folder
+    ```console play 7, in mill/line, also farm  then the same once more, with farm for mill
+    ```console play 7, start in line, until up  the last one in the background; goes on at that word
+    ```yaml play 7, edit line/plan/plan.yaml    its keys replace those of the file
+    <!-- play 7, stop fx pki serve -->          Ctrl-C for a command that was started
+    <!-- play 7, end -->                        wait for what was started
+    <!-- play 7, token in farm/line -->         the token that was shown last, in token.txt
     <!-- play 7, send line/line.zip to mill --> a file goes from folder to folder
-    <!-- play 7, data mill.csv in mill -->     what a site has: a file of the template
+    <!-- play 7, data mill.csv in mill -->      what a site has: a file of the template
 
 In outputs `...` stands for anything. In commands `sha256:...` is the authority's pin that was shown
-last, `...` alone the plan's digest. Ports are replaced by free ones.
+last, `...` alone the plan's digest. Ports are replaced by free ones. Several in one comment are
+parted by `; `.
 """
 
 import itertools
@@ -32,28 +33,33 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ("plan_author", "aggregator_operator", "site_administrator")
+PAGES = (*(f"guides/{guide}.md" for guide in GUIDES), "troubleshooting.md")
+LINES, COLUMNS = 70, 100
+"""What fits on a printed page."""
 DATA = ROOT / "workspace_templates" / "numpy_linear" / "data"
-MARK = re.compile(r"<!-- play (\d+), (.+?) -->\n(?:```(?:console|yaml)\n(.*?)```)?", re.S)
+MARK = re.compile(
+    r"^<!-- play (\d+), (.+) -->$|^```(?:console|yaml) play (\d+), (.+)\n((?:.*\n)*?)```$", re.M
+)
 SHOWN = re.compile(r"^(pin|plan|token) +(\S+)", re.M)
 
 
 @dataclass(frozen=True)
 class Step:
     order: int
-    guide: str
     what: str
     block: str
 
 
 def steps() -> list[Step]:
     found = []
-    for guide in GUIDES:
-        text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text()
+    for page in PAGES:
+        text = (ROOT / "docs" / page).read_text()
         marked = MARK.findall(text)
-        assert len(marked) == text.count("<!-- play"), guide
-        played = sum("```console" in each for each in re.findall(r"-->\n(```\w+)", text))
-        assert played == text.count("```console"), f"{guide}: a block without its comment"
-        found += [Step(int(order), guide, what, block) for order, what, block in marked]
+        wanted = sum(map(text.count, ("<!-- play", "```console", "```yaml play")))
+        assert len(marked) == wanted, f"{page}: a block without its place in the play"
+        for told, whats, order, what, block in marked:
+            asides = [Step(int(told), each, "") for each in whats.split("; ") if whats]
+            found += asides or [Step(int(order), what, block)]
     return sorted(found, key=lambda step: step.order)
 
 
@@ -136,8 +142,11 @@ class Play:
         where, _, word = where.removeprefix("in ").partition(", until ")
         folder, _, other = where.partition(", also ")
         for new in ["mill", *([other] if other else [])]:
-            ((line, shown),) = commands(block.replace("mill", new))
-            process, out = self.popen(self.command(line), folder.replace("mill", new))
+            place = folder.replace("mill", new)
+            *before, (line, shown) = commands(block.replace("mill", new))
+            for each, told in before:
+                self.ended(each, told, *self.popen(self.command(each), place))
+            process, out = self.popen(self.command(line), place)
             self.started.append((line, shown, process, out))
             until = time.monotonic() + 60
             while word not in out.read_text():
@@ -208,11 +217,13 @@ def test_the_three_guides_played_together_say_what_they_show(tmp_path):
     assert not play.wrong, "\n\n".join(play.wrong)
 
 
-def test_each_guide_is_linked_in_the_readme_and_is_one_page():
-    readme = (ROOT / "README.md").read_text()
-    for guide in GUIDES:
-        assert f"(docs/guides/{guide}.md)" in readme
-        assert len((ROOT / "docs" / "guides" / f"{guide}.md").read_text().splitlines()) < 200
+@pytest.mark.parametrize("guide", GUIDES)
+def test_each_guide_is_linked_in_the_readme_and_is_one_page(guide):
+    assert f"(docs/guides/{guide}.md)" in (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text()
+    printed = [line for line in text.splitlines() if not line.startswith(("<!--", "```"))]
+    assert len(printed) <= LINES, f"{guide}: {len(printed)} lines"
+    assert all(len(line) <= COLUMNS for line in printed)
 
 
 def test_dots_stand_for_anything_and_nothing_else_does():

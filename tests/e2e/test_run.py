@@ -236,3 +236,23 @@ def test_the_notebook_of_torch_digits_runs(workspace):
     client.execute()
     outputs = json.dumps([cell.get("outputs", []) for cell in book.cells])
     assert "accuracy" in outputs
+
+
+def test_where_the_plan_names_no_sites_local_yaml_does(workspace, trained):
+    """And the model is that of the plan which names them."""
+    here = workspace()
+    done = here.fx("run", "--json", "-s", "collaborators=enrolled")
+    assert done.returncode == 0, done.stderr
+    assert "waiting for at least 1 collaborator\n" in done.stderr
+    assert "joined (2 here)" in done.stderr
+    assert here.digest() == trained[0].digest()
+    asked = {tuple(sorted(event["cohort"])) for event in here.events("ask.opened")}
+    assert asked == {("farm", "mill")}, "the first round waits for both"
+
+
+def test_a_minimum_that_this_machine_cannot_reach_is_an_error_at_once(workspace):
+    here = workspace()
+    done = here.fx("run", "-s", "collaborators={enrolled: {minimum: 3}}")
+    assert done.returncode == 2 and "U41" in done.stderr, done.stderr
+    assert "expected at least 3 sites, as the plan says, got 2" in done.stderr
+    assert not (here.root / "cert").exists()

@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -16,9 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
 
+from tests.e2e.folders import FX, by_hand, fx, import_at, passed, ready_to_serve
+
 pytestmark = pytest.mark.slow
 
-FX = (sys.executable, "-m", "openfed")
 TEMPLATES = Path(__file__).parents[2] / "workspace_templates"
 SITES = ("mill", "farm", "well")  # the last one by token
 
@@ -66,15 +66,6 @@ data_loader: "src.linear:Points"
 """
 
 
-def fx(root: Path, *words, code: int = 0, **settings) -> str:
-    """Standard output of the command, which must end with `code`."""
-    done = subprocess.run(
-        [*FX, *map(str, words)], cwd=root, capture_output=True, text=True, timeout=60, **settings
-    )
-    assert done.returncode == code, f"fx {' '.join(map(str, words))}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def free_ports() -> int:
     """A port that is free, and so is the next one."""
     while True:
@@ -95,19 +86,6 @@ def write_plan(root: Path, sites, rounds=3, pace=0, more=""):
         port=free_ports(), rounds=rounds, sites=", ".join(sites), pace=pace, more=more
     )
     (root / "plan" / "plan.yaml").write_text(plan)
-
-
-def passed(source: Path, target: Path) -> Path:
-    """One file is sent from folder to folder."""
-    return Path(shutil.copy(source, target))
-
-
-def by_hand(authority: Path, site: Path, name: str):
-    fx(site, "collaborator", "generate-cert-request", "-n", name, "--silent", umask=0)
-    package = passed(site / f"col_{name}_to_agg_cert_request.zip", authority)
-    fx(authority, "collaborator", "certify", "--request-pkg", package.name, "--silent", umask=0)
-    package = passed(authority / f"agg_to_col_{name}_signed_cert.zip", site)
-    fx(site, "collaborator", "certify", "--import", package.name, umask=0)
 
 
 def by_token(authority: Path, site: Path, name: str):
@@ -134,11 +112,7 @@ def built(tmp_path_factory) -> Path:
     here = root / "aggregator"
     fx(root, "workspace", "create", "--prefix", here, "--template", "numpy_linear", umask=0)
     write_plan(here, SITES)
-    fx(here, "plan", "initialize", "-a", "localhost", umask=0)
-    fx(here, "workspace", "certify", umask=0)
-    fx(here, "aggregator", "generate-cert-request", "--fqdn", "localhost", umask=0)
-    fx(here, "aggregator", "certify", "--fqdn", "localhost", "--silent", umask=0)
-    fx(here, "workspace", "export", umask=0)
+    ready_to_serve(here)
     for name, enrol in zip(SITES, (by_hand, by_hand, by_token), strict=True):
         site = import_at(root, name)
         data = TEMPLATES / "numpy_linear" / "data" / ("mill.csv" if name == "mill" else "farm.csv")
@@ -147,15 +121,6 @@ def built(tmp_path_factory) -> Path:
         enrol(here, site, name)
         fx(site, "collaborator", "approve", "-n", name, "--silent", umask=0)
     return root
-
-
-def import_at(root: Path, name: str) -> Path:
-    """A site's workspace, of the archive alone."""
-    outside = root / f"post-{name}"
-    outside.mkdir()
-    archive = passed(root / "aggregator" / "aggregator.zip", outside)
-    fx(outside, "workspace", "import", "--archive", archive, "--prefix", root / name, umask=0)
-    return root / name
 
 
 @pytest.fixture
@@ -366,18 +331,77 @@ def test_a_second_aggregator_on_a_taken_port_fails_to_start(copies):
     assert first.poll() is None and "Traceback" not in done.stderr
 
 
+# -- a site that comes later ----------------------------------------------------------------------
+
+
+def everything(root: Path) -> dict[str, tuple[int, bytes]]:
+    """What is in a site's folder; its logs and runs apart, and what the test puts there."""
+    own = (path for path in root.rglob("*") if path.is_file() and path.name != "hold")
+    kept = (path for path in own if path.relative_to(root).parts[0] not in ("logs", "runs"))
+    found = {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
+    return {path: what for path, what in found.items() if not Path(path).match("out*.txt")}
+
+
+def frozen_anew(here, *sites):
+    """The plan as it is now, at the aggregator and, approved, at every site."""
+    fx(here.root, "plan", "freeze")
+    for site, name in sites:
+        for file in ("plan/plan.yaml", "plan/plan.lock"):
+            passed(here.root / file, site.root / file)
+        fx(site.root, "collaborator", "approve", "-n", name, "--silent")
+
+
+def joined(here) -> set[str]:
+    return {event["collaborator"] for event in here.events("node.joined")}
+
+
+def test_a_fourth_joins_in_round_3_while_the_others_train_untouched(copies, workspace):
+    here, *places = copies("aggregator", *SITES)
+    here.edit("[mill, farm, well]", "{enrolled: {minimum: 3}}")
+    here.edit("rounds: 3", "rounds: 5")
+    sites = list(zip(places, SITES, strict=True))
+    frozen_anew(here, *sites)
+    (places[0].root / "hold").touch()
+    aggregator = serving(here)
+    running = [(site, site.start("collaborator", "start", "-n", name)) for site, name in sites]
+    here.wait_until((places[0].root / "held").exists, "round 3 at mill")
+    files = [everything(site.root) for site in places]
+    nodes = [site.processes() for site in places]
+
+    fx(here.root, "workspace", "export")
+    shutil.move(here.root / f"{here.root.name}.zip", here.root / "aggregator.zip")
+    root = here.root.parent / "later"
+    shutil.copytree(here.root, root / "aggregator")
+    shed = workspace.copy(import_at(root, "shed"))
+    passed(TEMPLATES / "numpy_linear" / "data" / "farm.csv", shed.root / "points.csv")
+    fx(shed.root, "collaborator", "create", "-d", "points.csv", "-n", "shed", "--silent")
+    by_hand(here.root, shed.root, "shed")
+    fx(shed.root, "collaborator", "approve", "-n", "shed", "--silent")
+    running.append((shed, shed.start("collaborator", "start", "-n", "shed")))
+    here.wait_until(lambda: "shed" in joined(here), "shed at the aggregator")
+
+    assert [everything(site.root) for site in places] == files
+    assert [site.processes() for site in places] == nodes, "nobody was started again"
+    (places[0].root / "hold").unlink()
+    for place, process in (*running, (here, aggregator)):
+        assert process.wait(60) == 0, place.said(process)
+    asked = {e["round"]: sorted(e["cohort"]) for e in here.events("ask.opened")
+             if e["task"] == "train"}  # fmt: skip
+    before, after = sorted(SITES), sorted((*SITES, "shed"))
+    assert asked == {1: before, 2: before, 3: before, 4: after, 5: after}
+    accepted = {e["round"]: len(e["accepted"]) for e in here.events("ask.closed")}
+    assert accepted[3] == 3 and accepted[5] == 4
+    assert [everything(site.root) for site in places] == files
+
+
 # -- revocation and renewal -----------------------------------------------------------------------
 
 
 def test_a_site_that_is_revoked_while_the_run_goes_on_ends_and_the_others_finish(copies):
-    """Each ask that is open after that waits for the site until its deadline."""
+    """And nobody waits for it: the deadline is far away."""
     here, mill, farm, well = copies("aggregator", *SITES)
-    here.edit("metrics:", "cohort: {quorum: 2, deadline: 15s}\nmetrics:")
-    fx(here.root, "plan", "freeze")
-    for site, name in ((mill, "mill"), (farm, "farm"), (well, "well")):
-        for file in ("plan/plan.yaml", "plan/plan.lock"):
-            passed(here.root / file, site.root / file)
-        fx(site.root, "collaborator", "approve", "-n", name, "--silent")
+    here.edit("metrics:", "cohort: {quorum: 2, deadline: 10m}\nmetrics:")
+    frozen_anew(here, (mill, "mill"), (farm, "farm"), (well, "well"))
     (mill.root / "hold").touch()
     aggregator = serving(here)
     mills, farms, wells = (

@@ -10,7 +10,6 @@ import pytest
 from openfed.errors import CertificateError, PolicyError
 from openfed.launch import trust
 from openfed.launch.trust import LiveRoster, consent, keep_renewed, renewed
-from openfed.node.aggregator import anyone
 from openfed.pki.authority import Enrolment
 from openfed.pki.files import (
     create_keys,
@@ -122,7 +121,7 @@ def test_an_approval_that_cannot_be_verified_does_not_count(workspace, tmp_path)
 def test_a_trial_on_one_machine_needs_no_approval(tmp_path):
     workspace = Workspace(tmp_path)
     ensure_federation(workspace.cert, "fed", ("localhost",), ("one",), time.time())
-    assert consent(workspace, Frozen, LiveRoster(workspace.cert, pytest.fail)) is anyone
+    assert consent(workspace, Frozen, LiveRoster(workspace.cert, pytest.fail)) is None
     assert trust.approval(workspace, Frozen, "one") == b""
 
 

@@ -27,7 +27,7 @@ federation: lab
 name: toy
 rounds: {rounds}
 seed: 3
-collaborators: [{names}]
+collaborators: {sites}
 task_runner: {{numpy: {{train: "src.toy:train", validate: "src.toy:train", shapes: {{w: [3]}}}}}}
 data_loader: "src.toy:Data"
 metrics: [accuracy]
@@ -91,12 +91,15 @@ def entry(packet: PacketFile, spec):
 class Lab:
     """One workspace on disk and what happened in it."""
 
-    def __init__(self, root: Path, toys: dict, rounds=3, more="", model=MODEL, kinds=KINDS):
+    def __init__(
+        self, root: Path, toys: dict, rounds=3, more="", model=MODEL, kinds=KINDS, sites=""
+    ):
         self.root, self.toys, self.events = root, toys, []
         (root / "plan").mkdir(parents=True)
         (root / "src").mkdir()
         (root / "src" / "toy.py").write_text(CODE)
-        text = PLAN.format(rounds=rounds, names=", ".join(sorted(toys)), more=more)
+        sites = sites or f"[{', '.join(sorted(toys))}]"
+        text = PLAN.format(rounds=rounds, sites=sites, more=more)
         (root / "plan" / "plan.yaml").write_text(text)
         plan = load_plan(root / "plan" / "plan.yaml")
         signature = signature_of(model, kinds)

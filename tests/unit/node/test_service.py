@@ -1,6 +1,7 @@
 """The aggregator's service, spoken to directly: who is refused, and what is never lost."""
 
 import asyncio
+import contextlib
 import threading
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from blake3 import blake3
 from openfed.ask.machine import Ask
 from openfed.codec.chain import Chain, make_chain
 from openfed.codec.packet import Head, packet_blocks
-from openfed.errors import OpenFedError
+from openfed.errors import OpenFedError, PolicyError
 from openfed.node.aggregator import Aggregator
 from openfed.store.journal import Journal, Reply
 from openfed.store.spool import Spool
@@ -51,7 +52,9 @@ class Desk:
         self.spool = Spool(tmp_path / "desk")
         self.events = []
         emit = lambda kind, fields: self.events.append((kind, fields))  # noqa: E731
-        self.aggregator = Aggregator(here.lock, "r1", self.journal, self.spool, emit)
+        about = (here.lock, "r1", self.journal, self.spool, emit)
+        self.served = lambda consent=None: Aggregator(*about, consent=consent)
+        self.aggregator = self.served()
         self.model = self.spool.put([b"model"])[0]
         self.stamp = Stamp("lab", "r1", here.lock.digest, "op")
         self.ask = Ask("ask1", ("one", "two"), 2)
@@ -671,5 +674,41 @@ def test_whoever_still_pushes_when_a_round_is_committed_learns_it_from_its_repor
         found = blake3(data).hexdigest()
         verdict = await here.aggregator.report(ONE, Report(here.stamp, "ask1", found, len(data)))
         assert verdict.ruling is not Ruling.ACCEPTED
+
+    desk(body)
+
+
+# -- consent ---------------------------------------------------------------------------------------
+
+
+def test_a_site_that_has_not_shown_its_approval_is_refused_in_every_call(desk):
+    def consent(peer, approval):
+        if approval != b"signed":
+            raise PolicyError("R22", "no approval")
+
+    async def body(here):
+        here.aggregator = here.served(consent)
+        await here.open()
+        service, polling = here.aggregator, Next(here.stamp, 0.0)
+        calls = [
+            lambda: service.next(ONE, polling),
+            lambda: anext(service.pull(ONE, Pull(here.stamp, here.model))),
+            lambda: service.push_offset(ONE, Push(here.stamp, "ask1", "upload")),
+            lambda: service.report(ONE, Report(here.stamp, "ask1", "0" * 64, 5)),
+        ]
+        for approval in (b"", b"signed"):  # a hello without facts only looks
+            with contextlib.suppress(PolicyError):
+                await service.hello(ONE, Hello(here.stamp, {}, approval))
+        for call in calls:
+            with pytest.raises(PolicyError) as caught:
+                await call()
+            assert caught.value.code == "R23"
+
+        await service.hello(ONE, Hello(here.stamp, {"isolation": "process"}, b"signed"))
+        assert (await service.next(ONE, polling)).assignment
+        assert here.journal.fact("approval one") == "signed", "kept with the run"
+        here.aggregator = here.served(consent)  # restarted
+        await here.open()
+        assert (await here.aggregator.next(ONE, polling)).assignment
 
     desk(body)

@@ -9,9 +9,10 @@ import pytest
 from openfed.cli.main import main
 from openfed.errors import CertificateError, PlanError, PolicyError, UsageError
 from openfed.launch.sites import SITE, check_site, create_site, local_of, site_of
+from openfed.parse import Proxy
 from openfed.plan.load import load_plan
 from openfed.plan.lock import Lock, make_lock
-from openfed.plan.site import Limits, in_words, objections, read_site, remarks
+from openfed.plan.site import Container, Limits, in_words, objections, read_site, remarks
 from openfed.tensors.record import Kind, signature_of
 from openfed.workspace import Workspace, create
 
@@ -79,7 +80,7 @@ filters: [{drop: ["head.*"]}, {clip_norm: 2}, {noise: {std: 0.5}}]
 def test_what_is_not_said_is_not_limited(write: Callable[[str], Path], lock: Callable) -> None:  # type: ignore[type-arg]
     site = read_site(write(LEAST + "limits:\n  # rounds: 1\nfilters:\n"))
     assert (site.limits, site.filters, site.device, site.threads) == (Limits(), (), "auto", 1)
-    assert (site.proxy, site.address, site.isolation) == ("none", None, "process")
+    assert (site.proxy, site.address, site.isolation) == (None, None, "process")
     assert in_words(site) == []
     assert objections(site, lock().plan, lock()) == remarks(site, lock().plan, lock()) == []
 
@@ -119,9 +120,11 @@ def test_what_is_not_said_is_not_limited(write: Callable[[str], Path], lock: Cal
         (LEAST + "address: 0.0.0.0:50051", "P13", "site.yaml:3:10", "host:port to dial"),
         (LEAST + "proxy: env", "P13", "site.yaml:3:8", "http://host:port"),
         (LEAST + "proxy: https://p:3128", "P13", "site.yaml:3:8", "http://host:port"),
-        (LEAST + "proxy: http://me:secret@p:3128", "P13", "site.yaml:3:8", "a password"),
+        (LEAST + "proxy: http://me:secret@p:3128/x", "P13", "site.yaml:3:8", "none"),
+        (LEAST + "proxy: {http: secret}", "P13", "site.yaml:3:1", "none"),
+        (LEAST + "proxy: http://me:secret@p:3128", "P44", "site.yaml:3:8", "chmod 600 site.yaml"),
         (LEAST + "proxy: http://0.0.0.0:3128", "P13", "site.yaml:3:8", "http://host:port"),
-        (LEAST + "isolation: container", "P09", "site.yaml:3:12", "expected process"),
+        (LEAST + "isolation: vm", "P09", "site.yaml:3:12", "container"),
         (LEAST + "device: gpu", "P09", "site.yaml:3:9", "cuda:N"),
         (LEAST + "data: again", "P03", "site.yaml:3:1", "given twice"),
         ("name: a/b\ndata: x", "P14", "site.yaml:1:7", "file name"),
@@ -224,13 +227,14 @@ def test_a_created_site_yaml_reads_back_and_so_does_each_of_its_examples(
     assert site.limits == Limits() and site.filters == ()
     commented = [line for line in path.read_text().splitlines() if line.lstrip().startswith("# ")]
     examples = [line for line in commented if ": " in line and "  #" in line]
-    assert len(examples) == 9
+    assert len(examples) == 13
     whole = path.read_text()
     for line in examples:
         whole = whole.replace(line, line.replace("# ", "", 1))
     path.write_text(whole)
     site = read_site(path)
     assert None not in dict(site.limits).values() and len(site.filters) == 3 and site.address
+    assert site.container.cpus == 2.0 and site.container.user == "1000:1000"
     local = local_of(site, "mill")
     assert (local.sites, local.threads) == ({"mill": 'data/the "mill"'}, 1)
     with pytest.raises(UsageError, match="U16"):
@@ -282,8 +286,48 @@ def test_a_site_must_have_a_name_of_the_plan(
     assert not (workspace.root / SITE).exists()
 
 
-def test_a_proxy_is_refused_as_long_as_there_is_no_way_through_one(tmp_path):
-    path = tmp_path / "site.yaml"
-    path.write_text("name: one\ndata: x\nproxy: http://proxy.example.org:3128\n")
-    with pytest.raises(UsageError, match="^P44 .*proxy.example.org"):
-        check_site(Workspace(tmp_path), read_site(path), None)
+def test_the_password_of_a_proxy_is_for_the_sites_owner_alone(write: Callable[[str], Path]) -> None:
+    path = write(LEAST + "proxy: http://me:s3cret@p.example:3128")
+    path.chmod(0o640)
+    with pytest.raises(PlanError, match="P44") as caught:
+        read_site(path)
+    path.chmod(0o600)
+    site = read_site(path)
+    assert site.proxy == Proxy("p.example", 3128, "me", "s3cret")
+    assert in_words(site) == ["It reaches the aggregator through the proxy http://p.example:3128"]
+    assert "s3cret" not in f"{caught.value} {site!r} {site} {in_words(site)}"
+
+
+def test_a_new_site_yaml_is_its_owners_alone(workspace: Workspace) -> None:
+    (path,) = create_site(workspace, "mill", "data")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_site_says_what_its_containers_may_use(write: Callable[[str], Path]) -> None:
+    site = read_site(write(LEAST + "container: {memory: 1.5GiB, cpus: 2, pids: 99, user: '7:8'}"))
+    assert site.container == Container(memory="1.5GiB", cpus=2.0, pids=99, user="7:8")  # type: ignore[arg-type]
+    for nothing in ("", "container:", "container: {}"):
+        found = read_site(write(LEAST + nothing)).container
+        assert (found.memory, found.cpus, found.pids, found.user) == (4 << 30, None, 512, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("memory: 1MB", "P08"),
+        ("memory: 4", "P07"),
+        ("cpus: 0", "P08"),
+        ("pids: 3", "P08"),
+        ("user: root", "P07"),
+        ("user: '1000'", "P07"),
+        ("user: 1000:50", "P05"),  # a number to YAML 1.1
+        ("privileged: true", "P01"),
+    ],
+)
+def test_what_no_container_can_be_given_is_refused_with_its_place(
+    write: Callable[[str], Path], said: str, code: str
+) -> None:
+    with pytest.raises(PlanError) as error:
+        read_site(write(f"{LEAST}container: {{{said}}}"))
+    (problem,) = error.value.problems
+    assert (problem.code, problem.path) == (code, "container." + said.partition(":")[0])
