@@ -194,7 +194,7 @@ def start_collaborator(
         ):
             nodes.start(spec)
         code = _attend(nodes, workspace, name, observe)
-        (exchange / TOLD).unlink()  # the run has ended: so a keeper knows
+        (exchange / TOLD).unlink(missing_ok=True)  # the run has ended: so a keeper knows
         return code
     finally:
         nodes.stop()
