@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.redteam.prey import Prey
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -225,3 +228,42 @@ def test_an_engine_that_is_restarted_costs_no_round_and_the_model_is_the_same(
     listed = ["docker", "ps", "-a", "--format", "{{.Names}}"]
     left = subprocess.run(listed, env=island.environment, capture_output=True, text=True)
     assert left.stdout == ""
+
+
+TRY = """
+import json, os, socket, sys
+def reached(host, port):
+    try:
+        socket.create_connection((host, port), 2).close()
+        return True
+    except OSError:
+        return False
+targets, paths = json.loads(sys.argv[1])
+found = [target for target in targets if reached(*target)]
+print(json.dumps([found, [path for path in paths if os.path.lexists(path) and os.listdir(path)]]))
+"""
+
+
+def test_an_agent_reaches_the_aggregator_and_nobody_else_and_sees_no_data(slow, clean, tmp_path):
+    training(slow)
+    here, prey = nodes(clean), Prey(tmp_path)
+    mine = [each["Gateway"] for each in networks_of(here["farm"])]
+    others = [each["IPAddress"] for each in networks_of(here["mill"])]
+    with prey.closing, socket.socket() as everywhere:
+        everywhere.bind(("0.0.0.0", 0))  # a service of this machine, at every address it has
+        everywhere.listen()
+        port = everywhere.getsockname()[1]
+        assert socket.create_connection((prey.tcp[-1][0], port), 2)
+        hosts = {"172.17.0.1", *(host for host, _ in prey.tcp), *filter(None, mine)} - {"127.0.0.1"}
+        forbidden = [(host, port) for host in sorted(hosts)] + [(each, 50051) for each in others]
+        targets = [("aggregator", 50051), *forbidden, ("192.0.2.1", 443)]
+        paths = [str(slow.root / name) for name in ("data", "save", "cert/mill", "cert/authority")]
+        asked = ["python", "-c", TRY, json.dumps([targets, paths])]
+        told = here["farm"].exec_run(asked)
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.output) == [[["aggregator", 50051]], []]
+    assert slow.wait(300) == 0
+
+
+def networks_of(container):
+    return container.attrs["NetworkSettings"]["Networks"].values()
