@@ -7,6 +7,10 @@ import threading
 from contextlib import contextmanager, suppress
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)  # on machines that others use too
+settings.load_profile("shared")
 
 
 class ConnectProxy(socketserver.ThreadingTCPServer):
