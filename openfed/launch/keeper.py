@@ -38,7 +38,9 @@ def keep(exchange: Path, start: Callable[[Path, int | None], subprocess.Popen[by
     """Returns when the run has ended."""
     told, crashes = exchange / TOLD, 0
     previous: int | None = None
-    while at_work(told):
+    met = False
+    while at_work(told, met):
+        met = True
         born = time.monotonic()
         previous = _end_of(start(exchange, previous), told)
         if not told.exists():
@@ -48,9 +50,9 @@ def keep(exchange: Path, start: Callable[[Path, int | None], subprocess.Popen[by
         time.sleep(wait)
 
 
-def at_work(told: Path) -> bool:
-    """Wait for an agent. False: there was one, and the run has ended."""
-    seen = told.exists()
+def at_work(told: Path, met: bool) -> bool:
+    """Wait for an agent; `met`: there was one. False: there was, and the run has ended."""
+    seen = met or told.exists()
     while not held(told):
         if seen and not told.exists():
             return False

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from openfed.files import lock_file, write_whole
+from openfed.launch import keeper as module
 from openfed.launch.health import accepts, connected, listens
 from openfed.launch.keeper import LOOK_S, TOLD, Apart, held, keep, started
 from openfed.launch.processes import Kind, NodeSpec
@@ -179,3 +180,23 @@ def table(folder: Path, path: str) -> Path:
     assert mine
     (folder / "unix").write_text("\n".join([head, *mine]) + "\n")
     return folder
+
+
+def test_a_run_that_ends_just_after_its_task_process_ends_the_keeper_too(
+    told, tmp_path, monkeypatch
+) -> None:
+    """The agent closes the socket first, then says that the run has ended."""
+    write_whole(told, b"x")
+    agent = lock_file(told, wait=True)
+
+    def ended_meanwhile(*_: object) -> float:
+        told.unlink()
+        os.close(agent)
+        return 0.0
+
+    monkeypatch.setattr(module, "restart_after", ended_meanwhile)
+    start = lambda exchange, previous: subprocess.Popen([sys.executable, "-c", ""])  # noqa: E731
+    keeping = threading.Thread(target=keep, args=(tmp_path, start), daemon=True)
+    keeping.start()
+    keeping.join(30)
+    assert not keeping.is_alive()
