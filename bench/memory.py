@@ -23,7 +23,8 @@ import numpy as np
 
 from bench import report, task, workspace
 from bench.meter import MIB, anonymous_mb, peak_mb
-from openfed.launch.federation import aggregator_spec, certificates, dialled, with_port
+from openfed.launch.federation import aggregator_spec, certificates
+from openfed.launch.places import dialled, with_port
 from openfed.launch.initial import initialize
 from openfed.launch.processes import Exit, Line, Processes
 from openfed.plan.load import load_plan
@@ -119,7 +120,7 @@ def one(n: int, mb: int, strategy: str, folder: str | None, group: Path | None =
         workspace.write(Path(root), names, mb, ROUNDS, None, strategy, content="index")
         opened = open_workspace(root)
         lock, _, _ = initialize(opened, load_plan(opened.plan, ()), Processes(), lambda text: None)
-        certificates(opened, lock)
+        certificates(opened, lock, lock.plan.named)
         listen = with_port(lock.listen)
         address = dialled(lock.advertise[0], listen)
         opened.runs.mkdir(mode=0o700, exist_ok=True)
