@@ -24,8 +24,8 @@ import numpy as np
 from bench import report, task, workspace
 from bench.meter import MIB, anonymous_mb, peak_mb
 from openfed.launch.federation import aggregator_spec, certificates
-from openfed.launch.places import dialled, with_port
 from openfed.launch.initial import initialize
+from openfed.launch.places import dialled, with_port
 from openfed.launch.processes import Exit, Line, Processes
 from openfed.plan.load import load_plan
 from openfed.store.runs import new_run_id
