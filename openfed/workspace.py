@@ -63,6 +63,11 @@ class Workspace:
         """A new plan on its way in: there while an import goes on, or after one that broke off."""
         return self.root / ".import"
 
+    def strangers(self, node: str) -> tuple[Path, ...]:
+        """Folders below `cert/` that are not this node's: the authority's above all."""
+        found = (path for path in self.cert.iterdir() if path.is_dir())
+        return tuple(sorted(path for path in found if path.name != node))
+
     def log(self, node: str) -> Path:
         return self.logs / f"{node}.log"
 

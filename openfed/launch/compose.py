@@ -15,8 +15,9 @@ from typing import Any
 
 from openfed.errors import CertificateError, UsageError
 from openfed.files import write_whole
+from openfed.launch.health import check
 from openfed.launch.images import node_image, task_image
-from openfed.launch.sandbox import data_paths
+from openfed.launch.sandbox import data_paths, texts
 from openfed.launch.single import dialable
 from openfed.launch.sites import SITE, local_of, site_of
 from openfed.parse import join_address, split_address
@@ -119,9 +120,7 @@ def _code(workspace: Workspace) -> tuple[str, ...]:
 
 
 def _others(workspace: Workspace, name: str) -> tuple[str, ...]:
-    """Folders below `cert/` that are not this node's: the authority's above all."""
-    found = (path.name for path in workspace.cert.iterdir() if path.is_dir())
-    return tuple(sorted(set(found) - {name}))
+    return tuple(path.name for path in workspace.strangers(name))
 
 
 def _write(
@@ -162,21 +161,13 @@ def data_mounts(root: Path, source: Json) -> dict[str, str]:
     Raises: PolicyError R37: one would show the task what is the site's own.
     """
     found = dict[str, str]()
-    for text in _texts(source):
+    for text in texts(source):
         for path in data_paths(text, root):
             within = os.path.relpath(path, root)
             on_host = within if within.startswith("..") else f"./{within}"
             inside = os.path.normpath(INSIDE / within)
             found |= {str(path): str(path)} if os.path.isabs(text) else {on_host: inside}
     return found
-
-
-def _texts(source: Json) -> Iterator[str]:
-    if isinstance(source, str):
-        yield source
-    elif isinstance(source, Mapping | list):
-        for each in source.values() if isinstance(source, Mapping) else source:
-            yield from _texts(each)
 
 
 # -- the file -------------------------------------------------------------------------------------
@@ -210,8 +201,7 @@ def collaborator_text(
     data: Mapping[str, str],
 ) -> str:
     """The whole file. `images`: of the agent and of the task; `others`: folders below `cert/` that
-    the agent must not see; `data`: what of
-    the host is mounted where in the task's container."""
+    the agent must not see; `data`: what of the host is mounted where in the task's container."""
     name, cpus = site.name, site.container.cpus or float(site.threads)
     limits = site.container.model_copy(update={"user": user, "cpus": cpus})
     exchange, inside = f"runs/exchange/{name}", str(INSIDE / "runs/exchange" / name)
@@ -288,9 +278,8 @@ def _tmpfs(others: Iterable[str]) -> list[str]:
 
 
 def _health(*asked: str) -> Service:
-    test = ["CMD", "python", "-P", "-m", "openfed.launch.health", *asked]
     return {
-        "test": test,
+        "test": check(*asked),
         "interval": "30s",
         "timeout": "10s",
         "retries": 3,

@@ -9,6 +9,7 @@ a process; what is left when this process is killed is removed by `reaper`, whic
 """
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -16,9 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from requests.exceptions import RequestException
 
 from openfed.errors import OpenFedError
 from openfed.launch.consent import approve
+from openfed.launch.health import check
 from openfed.launch.images import node_image, task_image
 from openfed.launch.places import Place, Reached
 from openfed.launch.processes import (
@@ -41,7 +42,7 @@ from openfed.launch.processes import (
     put,
     settings,
 )
-from openfed.launch.sandbox import data_paths
+from openfed.launch.sandbox import by_signal, data_paths
 from openfed.plan.local import Local
 from openfed.plan.lock import Lock
 from openfed.plan.site import Container
@@ -70,6 +71,7 @@ LIMITS = Container()
 RETRY_S = 0.2
 SECOND = 10**9
 """In nanoseconds, as Docker counts; also one core."""
+OFTEN = {"interval": 30 * SECOND, "timeout": 10 * SECOND}
 TMP = "rw,nosuid,nodev,size=1g,mode=1777"
 HIDDEN = "ro,size=4k,mode=0555"
 
@@ -95,58 +97,48 @@ def mounts(workspace: Workspace, spec: NodeSpec, run: Path, source: Json) -> Mou
     root, cert = workspace.root, workspace.cert
     code = (root / "src", root / "requirements.txt")
     if spec.kind == Kind.TASK:
-        seen, made = (*code, *data_paths(source, root)), _value(spec, "--initial")
+        seen, made = (*code, *data_paths(source, root)), spec.option("--initial")
         if made:
             return Mounts(seen, (Path(made),))
-        exchange = Path(_value(spec, "--exchange"))
+        exchange = Path(spec.option("--exchange"))
         return Mounts((*seen, exchange), (exchange / "out",))
-    strangers = [path for path in cert.iterdir() if path.is_dir() and path.name != spec.name]
+    strangers = workspace.strangers(spec.name)
     read = (*code, root / "plan", root / "approved", cert)
     if spec.kind == Kind.AGENT:
-        own = (run / "agents" / spec.name, Path(_value(spec, "--exchange")))
-        return Mounts(read, (*own, cert / spec.name), tuple(strangers))
+        own = (run / "agents" / spec.name, Path(spec.option("--exchange")))
+        return Mounts(read, (*own, cert / spec.name), strangers)
     apart = (run / "agents", run / "exchange")
     return Mounts(read, (run, workspace.root / "save", cert / spec.name), (*strangers, *apart))
 
 
-def _value(spec: NodeSpec, flag: str) -> str:
-    """The argument after a flag; empty without it."""
-    words = spec.arguments
-    return words[words.index(flag) + 1] if flag in words else ""
-
-
-def health(spec: NodeSpec, listens: int = PORT) -> dict[str, Any]:
-    """How the engine finds out whether a node is at work."""
-    what = {Kind.AGGREGATOR: ["--port", str(listens)], Kind.AGENT: ["--agent"]}
-    asked = what.get(spec.kind, ["--task"])
-    test = ["CMD", "python", "-P", "-m", "openfed.launch.health", *asked]
-    return {"test": test, "interval": 30 * SECOND, "timeout": 10 * SECOND}
+ASKED = {
+    Kind.AGGREGATOR: ("--port", str(PORT)),
+    Kind.AGENT: ("--agent",),
+    Kind.TASK: ("--task",),
+}
+"""How the engine finds out whether a node is at work: see `health`."""
 
 
 class Containers:
-    """Launches nodes as containers of one launch. Raises L01 where no engine answers."""
-
-    isolation = "container"
+    """Launches nodes as containers of one launch."""
 
     isolation = "container"
 
     def __init__(
         self,
+        engine: Any,
         workspace: Workspace,
         sites: Mapping[str, Json],
         device: str,
         limits: Container = LIMITS,
     ) -> None:
-        """`sites`: what each site's loader is handed."""
-        self.id = secrets.token_hex(6)
+        """`engine`: see `connected`; `sites`: what each site's loader is handed."""
+        self.id, self.engine = secrets.token_hex(6), engine
         self._workspace, self._sites, self._device, self._limits = workspace, sites, device, limits
         self._user = limits.user or f"{os.getuid()}:{os.getgid()}"
+        self._run = workspace.runs  # the initial model is made before there is a run
         self._networks: dict[str, Any] = {}
         self._reaper: subprocess.Popen[bytes] | None = None
-
-    @cached_property
-    def engine(self) -> Any:
-        return connected()
 
     def open(self, run: Path) -> None:
         """Make a network for every site; what is left of it all goes when we do."""
@@ -198,7 +190,7 @@ class Containers:
     def _created(self, spec: NodeSpec) -> Any:
         task = spec.kind == Kind.TASK
         image = task_image(self._workspace) if task else node_image()
-        name = f"openfed-{self.id}-{spec.name.replace('.', '-')}".replace(" ", "-")
+        name = f"openfed-{self.id}-{re.sub(r'[. ]', '-', spec.name)}"
         with suppress(docker.errors.NotFound):  # the one before, which ended
             self.engine.containers.get(name).remove(force=True)
         try:
@@ -214,7 +206,7 @@ class Containers:
         return made
 
     def _options(self, spec: NodeSpec) -> dict[str, Any]:
-        seen = mounts(self._workspace, spec, self._run_folder(spec), self._sites.get(_site(spec)))
+        seen = mounts(self._workspace, spec, self._run, self._sites.get(spec.site))
         for path in seen.write:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         task = spec.kind == Kind.TASK
@@ -236,14 +228,10 @@ class Containers:
             "nano_cpus": int((limits.cpus or spec.threads) * SECOND) if task else None,
             "sysctls": {} if task else {"net.ipv4.ip_forward": "0"},
             "device_requests": self._gpus() if task else None,
-            "healthcheck": health(spec),
-            "stdin_open": True,
-            "detach": True,
+            "healthcheck": {"test": check(*ASKED[spec.kind]), **OFTEN},
+            "stdin_open": True,  # and closed once we let go of it, as we are attached
             "log_config": {"type": "none"},
         }
-
-    def _run_folder(self, spec: NodeSpec) -> Path:
-        return getattr(self, "_run", self._workspace.runs)
 
     def _network(self, spec: NodeSpec) -> str:
         if spec.kind == Kind.TASK:
@@ -257,10 +245,6 @@ class Containers:
         one = self._device.partition(":")[2]
         which = {"device_ids": [one]} if one else {"count": -1}
         return [docker.types.DeviceRequest(capabilities=[["gpu"]], **which)]
-
-
-def _site(spec: NodeSpec) -> str:
-    return spec.name.removesuffix(".task")
 
 
 def connected() -> Any:
@@ -322,14 +306,15 @@ class Running:
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         self._tell(Line(self.spec.name, line + b"\n"))
+        if rest:
+            self._tell(Line(self.spec.name, rest))
 
     def _ended(self) -> int:
         """How it ended: negative when by a signal. An engine that is away is waited for."""
         end = time.monotonic() + ENGINE_S
         while True:
             try:
-                code = int(self._container.wait()["StatusCode"])
-                return 128 - code if code > 128 else code
+                return by_signal(int(self._container.wait()["StatusCode"]))
             except docker.errors.NotFound:
                 return -9
             except AWAY:
@@ -341,9 +326,9 @@ class Running:
 class Engine:
     """The place of containers, on this machine's Docker engine."""
 
-    def __init__(self, workspace: Workspace, local: Local) -> None:
+    def __init__(self, engine: Any, workspace: Workspace, local: Local) -> None:
         self._workspace, self._sites = workspace, local.sites
-        self.launcher = Containers(workspace, local.sites, local.device)
+        self.launcher = Containers(engine, workspace, local.sites, local.device)
 
     def open(self, lock: Lock, run: Path) -> Reached:
         """Also approves the plan for every site: in a trial they are all on this machine, and a
@@ -356,10 +341,10 @@ class Engine:
 
 @contextmanager
 def in_containers(workspace: Workspace, local: Local) -> Iterator[Place]:
-    """Every node a container."""
-    engine = Engine(workspace, local)
-    assert engine.launcher.engine  # or there is nothing to begin with
-    try:
-        yield engine
-    finally:
-        engine.launcher.close()
+    """Every node a container. Raises: OpenFedError L01: no engine answers."""
+    with closing(connected()) as engine:
+        place = Engine(engine, workspace, local)
+        try:
+            yield place
+        finally:
+            place.launcher.close()

@@ -11,6 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+
+def check(*asked: str) -> list[str]:
+    """The health check of a container, as Docker and Compose write it."""
+    return ["CMD", "python", "-P", "-m", "openfed.launch.health", *asked]
+
+
 NET = Path("/proc/net")
 LISTENING, ACCEPTS, CONNECTED = "0A", "00010000", "03"
 """State in tcp and tcp6 (net/tcp_states.h); flags, and state, in unix (net/unix/af_unix.c)."""

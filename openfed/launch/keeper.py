@@ -38,7 +38,7 @@ def keep(exchange: Path, start: Callable[[Path, int | None], subprocess.Popen[by
     """Returns when the run has ended."""
     told, crashes = exchange / TOLD, 0
     previous: int | None = None
-    met = False
+    met = False  # an agent
     while at_work(told, met):
         met = True
         born = time.monotonic()
@@ -99,8 +99,7 @@ class Apart:
     def start(self, spec: NodeSpec, tell: Tell) -> Node:
         if spec.kind != Kind.TASK:
             return Processes().start(spec, tell)
-        exchange = spec.arguments[spec.arguments.index("--exchange") + 1]
-        return _AtWork(Path(exchange) / TOLD)
+        return _AtWork(Path(spec.option("--exchange")) / TOLD)
 
 
 class _AtWork:

@@ -53,6 +53,16 @@ class NodeSpec:
     log: Path  # a site's agent and task process share one
     threads: int = 1
 
+    @property
+    def site(self) -> str:
+        """The collaborator whose agent or task process it is."""
+        return self.name.removesuffix(".task")
+
+    def option(self, flag: str) -> str:
+        """The argument after a flag; empty without it."""
+        words = self.arguments
+        return words[words.index(flag) + 1] if flag in words else ""
+
 
 @dataclass(frozen=True)
 class Line:

@@ -213,17 +213,23 @@ def data_paths(source: Json, root: Path) -> tuple[Path, ...]:
     return found
 
 
-def _named(source: Json, root: Path) -> Iterator[Path]:
-    if isinstance(source, str) and source:
-        with suppress(OSError, ValueError):  # no path at all
-            path = Path(os.path.normpath(root / source))
-            while any(glob.has_magic(part) for part in path.relative_to(path.anchor).parts):
-                path = path.parent
-            if path.exists() and not (path == root and source not in (".", str(root))):
-                yield path
+def texts(source: Json) -> Iterator[str]:
+    """A site's source, if it is a text, or the texts in it."""
+    if isinstance(source, str):
+        yield source
     elif isinstance(source, Mapping | list):
         for each in source.values() if isinstance(source, Mapping) else source:
-            yield from _named(each, root)
+            yield from texts(each)
+
+
+def _named(source: Json, root: Path) -> Iterator[Path]:
+    for text in filter(None, texts(source)):
+        with suppress(OSError, ValueError):  # no path at all
+            path = Path(os.path.normpath(root / text))
+            while any(glob.has_magic(part) for part in path.relative_to(path.anchor).parts):
+                path = path.parent
+            if path.exists() and not (path == root and text not in (".", str(root))):
+                yield path
 
 
 def interpreter(root: Path) -> tuple[Path, ...]:
@@ -263,10 +269,9 @@ class View:
 
 def view_of(spec: NodeSpec, workspace: Workspace, source: Json, device: str) -> View:
     """What the task process `spec` needs to see; `source`: what its loader is handed."""
-    root, exchange = workspace.root, _value(spec, "--exchange")
-    writes = exchange / "out" if exchange else _value(spec, "--initial")
-    assert writes
-    reads = [root / "src", root / "plan", *((exchange,) if exchange else ())]
+    root, exchange = workspace.root, spec.option("--exchange")
+    writes = Path(exchange) / "out" if exchange else Path(spec.option("--initial"))
+    reads = [root / "src", root / "plan", *((Path(exchange),) if exchange else ())]
     gpus = () if device == "cpu" else tuple(Path(each) for each in sorted(glob.glob(DEVICES)))
     return View(
         hidden=root,
@@ -276,12 +281,6 @@ def view_of(spec: NodeSpec, workspace: Workspace, source: Json, device: str) -> 
         writes=(writes,),
         devices=gpus,
     )
-
-
-def _value(spec: NodeSpec, flag: str) -> Path | None:
-    """The path after a flag."""
-    words = spec.arguments
-    return Path(words[words.index(flag) + 1]) if flag in words else None
 
 
 # -- how it is started ----------------------------------------------------------------------------
@@ -362,7 +361,7 @@ class Sandboxed:
     def start(self, spec: NodeSpec, tell: Tell) -> Node:
         if spec.kind != Kind.TASK:
             return Process(spec, tell)
-        source = self._sites.get(spec.name.removesuffix(".task"))
+        source = self._sites.get(spec.site)
         view = view_of(spec, self._workspace, source, self._device)
         _lay_ready(view)
         groups = self._groups(view)

@@ -127,6 +127,7 @@ def test_what_a_container_may_is_what_docker_says(slow, clean):
         assert host["ReadonlyRootfs"] and host["SecurityOpt"] == ["no-new-privileges:true"]
         assert host["PidsLimit"] == 512 and host["PidMode"] == "" and host["IpcMode"] == "private"
         assert not host["PortBindings"] and not host["Devices"]
+        assert config["OpenStdin"] and config["StdinOnce"], "it ends with who holds its input"
         mounted = {each["Destination"]: each["RW"] for each in told["Mounts"]}
         seen = {str(Path(path).relative_to(slow.root)): rw for path, rw in mounted.items()}
         networks[name] = sorted(told["NetworkSettings"]["Networks"])

@@ -1,6 +1,7 @@
 """What each folder does on its way to `start`, as typed, with an umask that forbids nothing."""
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,16 @@ def by_hand(authority: Path, site: Path, name: str) -> None:
     fx(authority, "collaborator", "certify", "--request-pkg", package.name, "--silent", umask=0)
     package = passed(authority / f"agg_to_col_{name}_signed_cert.zip", site)
     fx(site, "collaborator", "certify", "--import", package.name, umask=0)
+
+
+def free_ports() -> int:
+    """A port that is free, and so is the next one."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                two.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port

@@ -22,7 +22,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.e2e.folders import free_ports
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ("plan_author", "aggregator_operator", "site_administrator")
@@ -190,19 +191,6 @@ class Play:
         for _, _, process, _ in self.started:
             process.terminate()
             process.wait(30)
-
-
-def free_ports() -> int:
-    """A port that is free, and so is the next one."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import base64
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import zipfile
@@ -15,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
 
-from tests.e2e.folders import FX, by_hand, fx, import_at, passed, ready_to_serve
+from tests.e2e.folders import FX, by_hand, free_ports, fx, import_at, passed, ready_to_serve
 
 pytestmark = pytest.mark.slow
 
@@ -64,19 +63,6 @@ metrics: [rmse]
 data_loader: "src.linear:Points"
 {more}
 """
-
-
-def free_ports() -> int:
-    """A port that is free, and so is the next one."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def write_plan(root: Path, sites, rounds=3, pace=0, more=""):

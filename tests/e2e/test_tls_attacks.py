@@ -9,9 +9,8 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -28,6 +27,7 @@ from openfed.transport.grpc import SERVICE, GrpcLink, serve
 from openfed.transport.probe import diagnose
 from openfed.wire.convert import encode
 from openfed.wire.messages import Hello, RunState, Stamp, Welcome
+from tests.e2e.faults import raw_server
 
 HELLO = Hello(Stamp("fed", "", "d" * 64, "op"))
 DAY = 86400.0
@@ -119,27 +119,6 @@ def raw_call(port, context) -> bytes:
             return tls.recv(100)
         except (ConnectionResetError, ssl.SSLError):
             return b""
-
-
-@contextmanager
-def raw_server(talk):
-    """A server of plain sockets: `talk(connection)` in a thread, per connection."""
-
-    def accept():
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection, suppress(OSError):  # the other side has refused
-                talk(connection)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=accept)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
 
 
 def tls_server(node, tmp_path, **options):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from openfed.archive import pack
-from openfed.cli.main import main
 from openfed.plan.load import load_plan
 from openfed.plan.lock import code_files, make_lock, read_lock, write_lock
 from openfed.tensors.record import Spec
@@ -30,20 +29,6 @@ STAYS = (
     "README.md",
 )
 TRAVELS = ("plan/plan.lock", "plan/plan.yaml", "requirements.txt", "src/linear.py")
-
-
-@pytest.fixture
-def call(capsys, tmp_path, monkeypatch):
-    """Runs `fx` in this process, in a folder of `tmp_path`: (exit code, stdout, stderr)."""
-
-    def call(folder, *arguments):
-        monkeypatch.chdir(tmp_path / folder)
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return call
 
 
 def freeze(root: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from openfed.archive import pack
-from openfed.cli.main import main
 from openfed.errors import OpenFedError, UsageError
 from openfed.files import lock_file
 from openfed.launch.node import load_lock
@@ -38,20 +37,6 @@ OWN = (
     "IMPORT.md",
 )
 """What is the site's own, and never of the plan."""
-
-
-@pytest.fixture
-def call(capsys, tmp_path, monkeypatch):
-    """Runs `fx` in this process, in a folder of `tmp_path`: (exit code, stdout, stderr)."""
-
-    def call(folder, *arguments):
-        monkeypatch.chdir(tmp_path / folder)
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return call
 
 
 def freeze(root: Path, model: str = "0" * 64) -> str:

@@ -13,17 +13,8 @@ from openfed.observe.console import console, render
 from openfed.observe.files import EVENTS
 from openfed.observe.view import fold_all
 from openfed.workspace import Workspace
+from tests.unit.observe.started import STARTED
 
-STARTED = {
-    "event": "run.started",
-    "run": "r1",
-    "plan_digest": "ab" * 32,
-    "federation": "f",
-    "name": "digits",
-    "rounds": 2,
-    "collaborators": ["one", "two"],
-    "resumed": False,
-}
 RESUMED = {**STARTED, "resumed": True}
 ENDED = {"event": "run.ended", "status": "completed", "rounds": 2, "reason": None, "run": "r1"}
 ENDED |= {"plan_digest": "ab" * 32, "metrics": {}, "best": None, "model": None}

@@ -17,17 +17,8 @@ from openfed.observe.files import EVENTS, TRANSFERS, read, recorder
 from openfed.observe.text import both_ways, row_line, short, times, transferred
 from openfed.observe.view import Moved, View, fold, fold_all
 from openfed.workspace import Workspace
+from tests.unit.observe.started import STARTED
 
-STARTED = {
-    "event": "run.started",
-    "run": "r1",
-    "plan_digest": "ab" * 32,
-    "federation": "f",
-    "name": "digits",
-    "rounds": 2,
-    "collaborators": ["one", "two"],
-    "resumed": False,
-}
 RESUMED = {**STARTED, "resumed": True}
 
 

@@ -17,17 +17,7 @@ from openfed.observe.text import (
     size,
 )
 from openfed.observe.view import Moved, View, fold, fold_all
-
-STARTED = {
-    "event": "run.started",
-    "run": "r1",
-    "plan_digest": "ab" * 32,
-    "federation": "f",
-    "name": "digits",
-    "rounds": 2,
-    "collaborators": ["one", "two"],
-    "resumed": False,
-}
+from tests.unit.observe.started import STARTED
 
 
 def joined(name):
