@@ -1174,6 +1174,11 @@ CODES: dict[str, Explanation] = {
         "this ask has been judged before. Made again, it would tell more than the site allows.",
         "Nothing is to be done for this ask; the site takes part in the next one.",
     ),
+    "K33": Explanation(
+        "longer than the plan allows",
+        "A task computed for longer than the plan's timeouts.task, and was stopped.",
+        "Look at the site's log: did it wait for data? Or raise timeouts.task in the plan.",
+    ),
     # -- R: refused by policy ------------------------------------------------------------------
     "R01": Explanation(
         "another plan",
@@ -1227,6 +1232,11 @@ CODES: dict[str, Explanation] = {
         "another protocol",
         "The peer speaks another major version of the protocol.",
         "Install the same release of openfed on both sides.",
+    ),
+    "R11": Explanation(
+        "late, kept for the next round",
+        "A reply came after its round had gone on; the plan has cohort.late: next_round.",
+        "Nothing is to be done. If it happens often, raise cohort.deadline or cohort.grace.",
     ),
     "R12": Explanation(
         "not in the approved plan",
@@ -1412,5 +1422,10 @@ CODES: dict[str, Explanation] = {
         "the new model is not finite",
         "The sites' updates were finite, but their weighted sum, or the strategy's step, was not.",
         "Lower the learning rates; look at the sizes of the updates and of n.",
+    ),
+    "F05": Explanation(
+        "the run's time is over",
+        "The plan's stop.after passed before the first round was finished.",
+        "Raise stop.after, or cohort.deadline if sites were still at work.",
     ),
 }

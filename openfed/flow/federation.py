@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,12 +47,22 @@ class Port(Protocol):
         """Offer the assignment to the cohort until the ask is closed."""
         ...
 
-    def wait(self, ask: str, seen: int) -> AskRow:
-        """Block until the ask has more than `seen` replies in the journal, or is closed."""
+    def wait(self, ask: str, seen: int, within_s: float | None) -> AskRow | None:
+        """Block until the ask has more than `seen` replies in the journal, or is closed; None:
+        not within so many seconds."""
         ...
 
-    def present(self, fewest: int) -> tuple[str, ...]:
-        """Block until at least so many collaborators are here; who is, sorted."""
+    def present(self, fewest: int, within_s: float | None) -> tuple[str, ...]:
+        """Block until at least so many collaborators are here; who is, sorted. Empty: they have
+        not come within so many seconds."""
+        ...
+
+    def settle(self, round: int) -> None:
+        """From here on no late reply to an ask of an earlier round is kept."""
+        ...
+
+    def up_s(self) -> float:
+        """Seconds that this life of the aggregator has lasted."""
         ...
 
 
@@ -61,6 +71,14 @@ _SITES = "sites/"
 
 _DECODED = " decoded"
 """Where a turn keeps what the sites have decoded, beside the flow's own state."""
+
+
+_UP = "up_s"
+"""The fact that holds how long earlier lives of the aggregator have lasted, in seconds."""
+
+
+class TimeOver(OpenFedError):
+    """The plan's `stop.after` has passed in the middle of a round."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,7 @@ class Federation:
         downlink = Pipeline(pipeline.downlink, down=True)
         self._offers = Offers(spool, travelling(self.signature), downlink)
         self._frozen: Tensors = {}
+        self._lasted_s = float(journal.fact(_UP) or 0)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -114,17 +133,21 @@ class Federation:
         settings: Mapping[str, Json] | None = None,
         updates: bool = False,
         exact: bool = False,
+        wanted: int = 0,
     ) -> tuple[Answer, ...]:
         """Give a task on `model` to a cohort (default: all) and wait until the ask is closed.
 
-        `exact`: the sites get the model as it is, whatever the plan's downlink loses.
+        `exact`: the sites get the model as it is, whatever the plan's downlink loses. `wanted`: the
+        first so many replies are enough; 0: everybody's are wanted.
         Returns: the accepted replies, sorted by collaborator.
         Raises: OpenFedError F01: fewer replies than the plan's quorum. F02: the journal holds
-        another ask at this place, so this flow is not the one that the run began with.
+        another ask at this place, so this flow is not the one that the run began with. TimeOver:
+        the plan's `stop.after` has passed.
         """
         stream = self.stream(
-            task, model, cohort=cohort, settings=settings, updates=updates, exact=exact
-        )
+            task, model, cohort=cohort, settings=settings, updates=updates, exact=exact,
+            wanted=wanted,
+        )  # fmt: skip
         return tuple(sorted(stream, key=lambda answer: answer.collaborator))
 
     def stream(
@@ -136,11 +159,12 @@ class Federation:
         settings: Mapping[str, Json] | None = None,
         updates: bool = False,
         exact: bool = False,
+        wanted: int = 0,
     ) -> Iterator[Answer]:
         """Like `ask`, but gives each reply as soon as it is accepted; the order is journaled."""
         names = tuple(sorted(self.roster if cohort is None else cohort))
         payload = self._payload(model, exact)
-        row, ask = self._open(task, payload, names, dict(settings or {}), updates)
+        row, ask = self._open(task, payload, names, dict(settings or {}), updates, wanted)
         seen = 0
         while True:
             for reply in row.replies[seen:]:
@@ -149,17 +173,37 @@ class Federation:
             seen = len(row.replies)
             if row.met is not None:
                 break
-            row = self._port.wait(row.id, seen)
+            found = self._port.wait(row.id, seen, self._left_s())
+            if found is None:
+                raise self._over()
+            row = found
+        self._lasts()
         if not row.met:
             raise OpenFedError("F01", _shortfall(row, ask))
 
     def reduce(
         self, task: str, model: Tensors, *, settings: Mapping[str, Json] | None = None
     ) -> Tensors:
-        """Ask the round's cohort for updates of `model` and make one of them (`merge`)."""
-        answers = self.ask(task, model, cohort=self.cohort(), settings=settings, updates=True)
+        """Ask the round's cohort for updates of `model` and make one of them (`merge`); with what
+        came too late for the round before, where the plan keeps that."""
+        cohort = self.cohort()
+        wanted = self.plan.cohort.size(len(self.roster))
+        answers = self.ask(
+            task, model, cohort=cohort, settings=settings, updates=True, wanted=wanted
+        )
         self.report(self._round - 1, model, answers)
-        return self.merge(answers)
+        return self.merge((*answers, *self._late()))
+
+    def _late(self) -> Iterator[Answer]:
+        """The updates of the round before that came after it, in name order."""
+        if self.plan.cohort.late != "next_round":
+            return
+        self._port.settle(self._round)
+        before = (row for row in self._journal.asks(self._round - 1) if row.round < self._round)
+        found = sorted((r.collaborator, r.digest, r.size) for row in before for r in row.kept)
+        kept: Any = self._journal.note(f"late/{self._round:08d}", [list(each) for each in found])
+        for name, blob, size in kept:
+            yield self._answer(name, blob, size)
 
     def merge(self, answers: Sequence[Answer]) -> Tensors:
         """The plan's aggregate of the answers' updates (see `openfed.strategy.reduce`)."""
@@ -187,20 +231,23 @@ class Federation:
         key = f"{_SITES}{self._round:08d}"
         for _, names in self._journal.notes(key):
             return tuple(names)
-        here = list(self._port.present(self.plan.fewest))
+        here = list(self._port.present(self.plan.fewest, self._left_s()))
+        if not here:
+            raise self._over()
         self._journal.note(key, here)
         return tuple(here)
 
     def cohort(self) -> tuple[str, ...]:
-        """Who trains this round: the plan's fraction of the roster, drawn from the plan's seed."""
+        """Who is asked to train this round: the plan's share of the roster, and those that it asks
+        in addition, drawn from the plan's seed."""
         roster = self.roster
-        count = self.plan.cohort.size(len(roster))
+        count = self.plan.cohort.asked(len(roster))
         chosen = self.rng("cohort").choice(len(roster), size=count, replace=False)
         return tuple(roster[index] for index in sorted(chosen))
 
     def _open(
         self, task: str, model: Payload, cohort: tuple[str, ...], settings: dict[str, Json],
-        updates: bool,
+        updates: bool, wanted: int,
     ) -> tuple[AskRow, Ask]:  # fmt: skip
         payloads = [model]
         if self._frozen:
@@ -215,7 +262,7 @@ class Federation:
             place = f"round {self._round}, ask {self._ordinal}"
             raise OpenFedError("F02", f"{place}: the journal holds another ask ({row.task}) there")
         self._ordinal += 1
-        ask = replayed(row, cohort, self._quorum(cohort), self.plan.cohort.deadline)
+        ask = replayed(row, self._asking(row.id, cohort, wanted, keeps_late=updates))
         if row.met is None:
             fields = {"round": self._round_shown(), "task": task, "cohort": list(cohort)}
             self._emit("ask.opened", fields)
@@ -225,9 +272,31 @@ class Federation:
             self._port.open(ask, assignment)
         return row, ask
 
-    def _quorum(self, cohort: tuple[str, ...]) -> int:
-        quorum = self.plan.cohort.quorum
-        return len(cohort) if quorum == "all" else min(int(quorum), len(cohort))
+    def _asking(self, id: str, cohort: tuple[str, ...], wanted: int, *, keeps_late: bool) -> Ask:
+        """The ask as the plan has it, before anything has happened."""
+        policy, enough = self.plan.cohort, wanted or len(cohort)
+        quorum = enough if policy.quorum == "all" else min(int(policy.quorum), enough)
+        keeps = keeps_late and policy.late == "next_round"
+        return Ask(id, cohort, quorum, policy.deadline, wanted, policy.grace, keeps)
+
+    def _left_s(self) -> float | None:
+        """Seconds until the plan's `stop.after`; None: it has none."""
+        after = self.plan.stop.after if self.plan.stop else None
+        return None if after is None else max(0.0, after - self._up_s())
+
+    def _up_s(self) -> float:
+        return self._lasted_s + self._port.up_s()
+
+    def _lasts(self) -> None:
+        """Make durable how long the run has been up, if that matters."""
+        if self._left_s() is not None:
+            self._journal.set_facts({_UP: repr(self._up_s())})
+
+    def _over(self) -> TimeOver:
+        self._lasts()
+        after = self.plan.stop.after if self.plan.stop else None
+        message = f"{after:g}s of stop.after are over, and round {self._round_shown()} is not"
+        return TimeOver("F05", message)
 
     def _payload(self, model: Tensors, exact: bool) -> Payload:
         if exact:
@@ -308,8 +377,9 @@ class Federation:
             first = 1 if kept == "all" else round + 1
         else:
             first = round + 1 - kept.rounds
-        for row in self._journal.asks(since=first):
-            needed |= {blob_name(r.digest, r.collaborator) for r in row.replies if r.digest}
+        for row in self._journal.asks(since=min(first, round)):
+            replies = row.replies if row.round >= first else row.kept  # these count next
+            needed |= {blob_name(r.digest, r.collaborator) for r in replies if r.digest}
         return needed
 
     def _ended(self, state: State, began: float) -> None:
@@ -427,14 +497,17 @@ class Federation:
         rule = self.plan.stop
         if rule is None:
             return None
-        history = [
-            value
-            for _, rows in self._journal.notes("metrics/")
-            if (value := scores.aggregate(rows, self.scored, rule.metric)) is not None
-        ]
-        if not scores.exhausted(history, rule.mode, rule.patience, rule.min_delta):
-            return None
-        return f"stopped early: {rule.metric} did not improve in {rule.patience} validations"
+        reason = scores.stops(rule, self._history(rule.metric)) if rule.metric else ""
+        if not reason and self._left_s() == 0:
+            reason = f"{rule.after:g}s of stop.after are over"
+        told = self._journal.note(f"stopped/{self._round:08d}", reason)
+        return f"stopped early: {told}" if told else None
+
+    def _history(self, metric: str) -> list[float]:
+        """The aggregated scores by this metric, of one model after the other."""
+        scored = partial(scores.aggregate, task=self.scored, metric=metric)
+        found = (scored(rows) for _, rows in self._journal.notes("metrics/"))
+        return [value for value in found if value is not None]
 
     # -- time and randomness -------------------------------------------------------------------
 
@@ -450,10 +523,10 @@ class Federation:
         return np.random.default_rng(derive(self.plan.seed, self._round, *purpose))
 
 
-def replayed(row: AskRow, cohort: tuple[str, ...], quorum: int, deadline_s: float | None) -> Ask:
-    """The ask as the journal's events made it."""
-    ask = Ask(row.id, cohort, quorum, deadline_s, elapsed_s=row.elapsed_s)
-    for reply in row.replies:
+def replayed(row: AskRow, ask: Ask) -> Ask:
+    """The ask as the journal's events made it of `ask`, to which nothing had happened."""
+    ask = replace(ask, elapsed_s=row.elapsed_s)
+    for reply in row.counted:
         event: Event = Replied(reply.collaborator, reply.digest)
         if reply.code:
             event = Failed(reply.collaborator, reply.code)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from openfed.errors import TaskError
 from openfed.parse import AGGREGATE
+from openfed.plan.schema import Stop
 from openfed.tasks.metrics import finish, fits, metric_name
 from openfed.tensors.check import ABOUT
 from openfed.typing import Numbers
@@ -98,3 +99,14 @@ def exhausted(
         else:
             since += 1
     return since >= patience
+
+
+def stops(rule: Stop, history: Sequence[float]) -> str:
+    """Why the scores so far (oldest first) end the run by the plan's rule; empty: they don't."""
+    if rule.reaches is not None and history:
+        value, aim = history[-1], rule.reaches
+        if value == aim or better(value, aim, rule.mode):
+            return f"{rule.metric} has reached {rule.reaches:g}"
+    if rule.patience and exhausted(history, rule.mode, rule.patience, rule.min_delta):
+        return f"{rule.metric} did not improve in {rule.patience} validations"
+    return ""

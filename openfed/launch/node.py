@@ -44,8 +44,6 @@ from openfed.workspace import Workspace
 T = TypeVar("T")
 Said = Callable[[str], None]
 
-PATIENCE = Policy()
-"""How long an agent tries to reach its aggregator before it gives up."""
 SAID_AGAIN_S = 30.0
 
 
@@ -184,7 +182,8 @@ async def run_agent(
     dialled = GrpcLink(
         address, identity, server_name=server_name, proxy=site.proxy if site else None
     )
-    link = retrying(dialled, PATIENCE, told=_announced(said, address))
+    patience = Policy(deadline_s=lock.plan.timeouts.connect)
+    link = retrying(dialled, patience, told=_announced(said, address))
     agent = make_agent(root, lock, name, link, trainer, said, _facts(isolation), approved, site)
     renew = partial(_renew, dialled, lock)
     lives = partial(keep_renewed, workspace.cert, identity, renew, dialled.show, said)

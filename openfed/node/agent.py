@@ -159,7 +159,7 @@ class Agent:
         """The answer to one `next`; meanwhile, a fault in the work at hand is raised at once."""
         self._reap()
         holding = tuple(ask for ask in self._working if ask not in self._cancelled)
-        asking = Next(self._stamp(), WAIT_S, holding)
+        asking = Next(self._stamp(), min(WAIT_S, self.lock.plan.timeouts.idle * 0.4), holding)
         call = asyncio.create_task(self._link.next(asking))
         try:
             while not call.done():
@@ -260,14 +260,21 @@ class Agent:
             result.close()
 
     async def _run(self, task: Task, inputs: Inputs) -> Result:
-        """Raises: TaskError K30: it took longer than the site allows, and was stopped."""
-        seconds = self._limits.seconds
+        """Raises: TaskError K30, K33: it took longer than site or plan allow, and was stopped."""
+        seconds, code, whose = self._longest()
         try:
             async with asyncio.timeout(seconds):
                 return await self._trainer.run(task, inputs, frame_limit(self.lock.signature))
         except TimeoutError:
-            message = f"{task.name}: stopped after {seconds:g} s, this site's limits.seconds"
-            raise TaskError("K30", message) from None
+            message = f"{task.name}: stopped after {seconds:g} s, {whose}"
+            raise TaskError(code, message) from None
+
+    def _longest(self) -> tuple[float | None, str, str]:
+        """How long a task may compute, in seconds, and who says so."""
+        site, plan = self._limits.seconds, self.lock.plan.timeouts.task
+        if site is not None and (plan is None or site <= plan):
+            return site, "K30", "this site's limits.seconds"
+        return plan, "K33", "the plan's timeouts.task"
 
     async def _encode_then_send(
         self, assignment: Assignment, base: Path, result: Result

@@ -6,10 +6,11 @@ check, make durable, adopt, answer. It imports neither torch nor the user's code
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,9 +24,12 @@ from openfed.ask.machine import (
     Event,
     Exclude,
     Failed,
+    Keep,
     Late,
     Refuse,
     Replied,
+    Returned,
+    Wait,
     step,
 )
 from openfed.codec.pipeline import Pipeline
@@ -39,7 +43,7 @@ from openfed.pki.peer import COLLABORATOR
 from openfed.pki.request import Request
 from openfed.pki.roster import Roster
 from openfed.plan.lock import Lock
-from openfed.store.journal import AskRow, Journal, Reply
+from openfed.store.journal import LATE, AskRow, Journal, Reply
 from openfed.store.spool import Spool
 from openfed.tensors.check import ABOUT
 from openfed.tensors.update import update_signature
@@ -67,15 +71,11 @@ from openfed.wire.messages import (
 
 T = TypeVar("T")
 
-LEASE_S = 60.0
-"""How long a collaborator may go on with a task without hearing from the aggregator: told to it,
-not yet enforced by it."""
-
 MAX_WAIT_S = 30.0
 """Longest that a `next` is held."""
 
 TICK_S = 1.0
-"""How often an open ask is looked at: its age, if it has a deadline, and who is revoked."""
+"""How often an open ask is looked at: its age, and who is revoked."""
 
 GATHER_S = 10.0
 """How long an aggregator that has just begun waits for everybody on the roster, where the plan
@@ -121,7 +121,10 @@ class Open:
 
     ask: Ask
     assignment: Assignment
-    since: float  # monotonic, less what earlier lives of the aggregator have counted
+    opened: float  # monotonic
+    since: float | None = None  # monotonic, less its age by then; None: its clock stands
+    began: float = 0.0  # monotonic: when its clock was set going
+    lacks: bool = False  # people have been told that it waits for sites that are gone
     uploads: dict[str, Upload] = field(default_factory=dict)  # by collaborator
     judging: set[str] = field(default_factory=set)  # whose reply is being looked at
 
@@ -148,7 +151,7 @@ class Aggregator:
         self.state, self.reason = RunState.RUNNING, ""
         self._emit, self._monotonic = emit, monotonic
         self._consent, self._renewing, self._roster = consent, renewing, roster
-        self._began = monotonic()
+        self._began, self._lease_s = monotonic(), lock.plan.timeouts.idle
         self._updates = update_signature(lock.signature)
         self._chains = Pipeline(lock.plan.compression_pipeline.uplink).chains(self._updates)
         self._outgoing = Outgoing(spool, len(lock.plan.named))
@@ -170,11 +173,31 @@ class Aggregator:
     def open(self, ask: Ask, assignment: Assignment) -> None:
         asyncio.run_coroutine_threadsafe(self._offer(ask, assignment), self._loop).result()
 
-    def wait(self, ask: str, seen: int) -> AskRow:
-        return asyncio.run_coroutine_threadsafe(self._answered(ask, seen), self._loop).result()
+    def wait(self, ask: str, seen: int, within_s: float | None) -> AskRow | None:
+        answered = self._within(within_s, self._answered(ask, seen))
+        return asyncio.run_coroutine_threadsafe(answered, self._loop).result()
 
-    def present(self, fewest: int) -> tuple[str, ...]:
-        return asyncio.run_coroutine_threadsafe(self._gathered(fewest), self._loop).result()
+    def present(self, fewest: int, within_s: float | None) -> tuple[str, ...]:
+        gathered = self._within(within_s, self._gathered(fewest))
+        return asyncio.run_coroutine_threadsafe(gathered, self._loop).result() or ()
+
+    def up_s(self) -> float:
+        return self._monotonic() - self._began
+
+    def settle(self, round: int) -> None:
+        asyncio.run_coroutine_threadsafe(self._settled(round), self._loop).result()
+
+    async def _within(self, seconds: float | None, work: Coroutine[Any, Any, T]) -> T | None:
+        try:
+            return await asyncio.wait_for(work, seconds)
+        except TimeoutError:
+            return None
+
+    async def _settled(self, round: int) -> None:
+        async with self._order:
+            kept = {id: o for id, o in self._asks.items() if o.assignment.round >= round}
+            self._asks = kept
+        self._offers.ring()  # whoever is still at work on one of them need not go on
 
     async def _gathered(self, fewest: int) -> tuple[str, ...]:
         while not self._stop:
@@ -188,7 +211,7 @@ class Aggregator:
 
     def _present(self) -> tuple[str, ...]:
         """Who has been heard lately and is not revoked."""
-        since = self._monotonic() - LEASE_S
+        since = self._monotonic() - self._lease_s
         heard = (name for name, at in self._heard.items() if at > since)
         return tuple(sorted(name for name in heard if not self._revoked(name)))
 
@@ -198,7 +221,7 @@ class Aggregator:
 
     async def _offer(self, ask: Ask, assignment: Assignment) -> None:
         ask, effects = step(ask, Elapsed(ask.elapsed_s))  # a crash may have come before its close
-        open = Open(ask, assignment, self._monotonic() - ask.elapsed_s)
+        open = Open(ask, assignment, self._monotonic())
         self._asks[ask.id] = open
         await asyncio.to_thread(self._write, ask, effects, None)
         self._adopt(open, ask, effects)
@@ -218,22 +241,56 @@ class Aggregator:
 
     async def _watch(self, open: Open) -> None:
         """Close the ask at its deadline, and wait for nobody who is revoked meanwhile."""
-        deadline = open.ask.deadline_s
+        timed = open.ask.deadline_s is not None or open.ask.grace_s is not None
         while not open.ask.closed and not self._stop:
-            left = TICK_S if deadline is None else deadline - (self._monotonic() - open.since)
-            await self._replies.heard(max(0.0, min(TICK_S, left)))
             for name in filter(self._revoked, open.ask.missing):
                 await self._leave_out(open, name)
-            if deadline is not None:
+            if timed:
                 await self._age(open)
+            await self._replies.heard(self._look_s(open))
+
+    def _look_s(self, open: Open) -> float:
+        """How long to wait for the next look: exact at a deadline."""
+        deadline, since = open.ask.deadline_s, open.since
+        if deadline is None or since is None:
+            return TICK_S
+        return max(0.0, min(TICK_S, deadline - (self._monotonic() - since)))
 
     async def _age(self, open: Open) -> None:
-        """The ask's age is journaled, so a restart does not begin anew."""
+        """The ask's age is journaled, so a restart does not begin anew. Its clock stands until a
+        quorum can be had of those who are here."""
+        event: Event
+        if open.since is None:
+            if self._lacks(open):
+                return
+            open.began = self._monotonic()
+            open.since, event = open.began - open.ask.elapsed_s, Returned()
+        else:
+            event = Elapsed(self._monotonic() - open.since, self._gone_since(open))
         async with self._order:
             if not open.ask.closed:
-                ask, effects = step(open.ask, Elapsed(self._monotonic() - open.since))
+                ask, effects = step(open.ask, event)
                 await asyncio.to_thread(self._write, ask, effects, None)
                 self._adopt(open, ask, effects)
+
+    def _lacks(self, open: Open) -> bool:
+        """Whether no quorum can be had of those who are here; tells people for whom it waits."""
+        ask, here = open.ask, set(self._present())
+        away = [name for name in ask.missing if name not in here]
+        lacks = len(ask.cohort) - len(ask.failed) - len(away) < ask.quorum
+        if lacks and not open.lacks and (gone := [name for name in away if name in self._here]):
+            open.lacks = True
+            told = {"answers": len(ask.accepted), "quorum": ask.quorum, "gone": gone}
+            self._emit("ask.waiting", {**self._about(open), **told})
+        if open.lacks and not lacks:
+            open.lacks = False
+            self._emit("ask.resumed", self._about(open))
+        return lacks
+
+    def _gone_since(self, open: Open) -> frozenset[str]:
+        """Who is missing, and was not heard since the ask's clock was set going."""
+        heard = self._heard
+        return frozenset(n for n in open.ask.missing if heard.get(n, -math.inf) < open.began)
 
     async def _leave_out(self, open: Open, name: str) -> None:
         """The ask goes on without a site that the authority has revoked."""
@@ -297,7 +354,7 @@ class Aggregator:
             if level := hello.facts.get("isolation"):
                 said = {"collaborator": peer.name, "isolation": level}
                 self._emit("node.described", said)
-        return Welcome(self._stamp(hello.stamp), self.state, LEASE_S)
+        return Welcome(self._stamp(hello.stamp), self.state, self._lease_s)
 
     async def next(self, peer: Peer, next: Next) -> Orders:
         self._admit(peer, next.stamp)
@@ -334,15 +391,15 @@ class Aggregator:
     def _orders(self, name: str, next: Next) -> Orders:
         stamp = self._stamp(next.stamp)
         if self.state.ended:
-            return Orders(stamp, self.state, self.reason, LEASE_S, cancel=next.holding)
-        wanted = {id: o for id, o in self._asks.items() if o.ask.awaits(name)}
+            return Orders(stamp, self.state, self.reason, self._lease_s, cancel=next.holding)
+        wanted = {id: o for id, o in self._asks.items() if o.ask.takes(name)}
         # after a restart no ask is open until the flow has come back to it: cancel nothing then
         over = (id for id in next.holding if id not in wanted and self._ruled.get(name) != id)
         cancel = tuple(over) if self._asks else ()
         for id, open in wanted.items():
-            if id not in next.holding:
-                return Orders(stamp, self.state, "", LEASE_S, open.assignment, cancel)
-        return Orders(stamp, self.state, "", LEASE_S, None, cancel)
+            if id not in next.holding and open.ask.awaits(name):
+                return Orders(stamp, self.state, "", self._lease_s, open.assignment, cancel)
+        return Orders(stamp, self.state, "", self._lease_s, None, cancel)
 
     async def pull(self, peer: Peer, pull: Pull) -> Blocks:
         self._admit(peer, pull.stamp)
@@ -364,7 +421,7 @@ class Aggregator:
     def _naming(self, name: str, digest: str) -> tuple[Open, Payload, int] | None:
         """The open ask of a collaborator that names this blob, for what, and the blob's size."""
         for open in self._asks.values():
-            if open.ask.awaits(name):
+            if open.ask.takes(name):
                 for payload in open.assignment.payloads:
                     for blob in payload.blobs:
                         if blob.digest == digest:
@@ -397,7 +454,7 @@ class Aggregator:
             try:
                 digest = await to_the_end(asyncio.to_thread(growing.finish, push.digest))
             except WireError as error:
-                if error.code == "W04" and not open.ask.awaits(peer.name):
+                if error.code == "W04" and not open.ask.takes(peer.name):
                     return  # it is over meanwhile, and what came has been swept: the report says so
                 raise
         if open.uploads[peer.name].name != push.upload:
@@ -430,7 +487,7 @@ class Aggregator:
     async def _rule(self, name: str, report: Report, open: Open) -> Verdict:
         """Check the reply, make it durable, adopt it, and only then say so."""
         reply, numbers = Reply(name, report.digest, report.size), NOTHING
-        if open.ask.awaits(name):  # what no longer counts is not looked at
+        if open.ask.takes(name):  # what no longer counts is not looked at
             open.judging.add(name)  # until it is adopted, or refused: its bytes stay
             reply, numbers = await asyncio.to_thread(self._judge, name, report, open)
         event: Event = Replied(name, reply.digest)
@@ -498,7 +555,7 @@ class Aggregator:
             raise PolicyError("R06", f"{peer.name} was not asked {push.ask}")
         known = open.uploads.setdefault(peer.name, Upload(push.upload))
         if known.name != push.upload:
-            if not open.ask.awaits(peer.name) or peer.name in open.judging:
+            if not open.ask.takes(peer.name) or peer.name in open.judging:
                 return None
             self.spool.drop_growing(known.name, peer.name)  # one upload a site and ask
             if known.digest and known.digest != push.digest:
@@ -532,10 +589,14 @@ class Aggregator:
         """Take over what is durable; wake the flow, and everyone if the ask is over."""
         open.ask = ask
         for effect in effects:
-            if isinstance(effect, Close):
-                del self._asks[ask.id]
-                self._emit("ask.closed", self._closed(open, effect))
-                self._offers.ring()
+            match effect:
+                case Close():
+                    if not any(map(ask.takes, ask.missing)):
+                        del self._asks[ask.id]
+                    self._emit("ask.closed", self._closed(open, effect))
+                    self._offers.ring()
+                case Wait():
+                    open.since = None
         self._replies.ring()
 
     def _write(self, ask: Ask, effects: tuple[Effect, ...], reply: Reply | None) -> None:
@@ -547,6 +608,10 @@ class Aggregator:
                     case Accept() | Exclude():
                         assert reply is not None
                         self.journal.add_reply(ask.id, reply)
+                    case Keep():
+                        assert reply is not None
+                        late = replace(reply, code=LATE, message=CODES[LATE].title)
+                        self.journal.add_reply(ask.id, late)
                     case Close():
                         self.journal.close_ask(ask.id, effect.met)
 
@@ -563,10 +628,14 @@ class Aggregator:
     # -- telling people --------------------------------------------------------------------------
 
     def _closed(self, open: Open, close: Close) -> dict[str, Any]:
-        seconds = self._monotonic() - open.since
+        seconds = self._monotonic() - open.opened
         missing = [name for name in open.ask.cohort if name not in close.accepted]
-        fields = {"round": open.assignment.round, "task": open.assignment.task, "ask": open.ask.id}
-        return {**fields, "accepted": close.accepted, "missing": missing, "seconds": seconds}
+        told = {"accepted": close.accepted, "missing": missing, "seconds": seconds}
+        return {**self._about(open), **told}
+
+    def _about(self, open: Open) -> dict[str, Any]:
+        asked = open.assignment
+        return {"round": asked.round, "task": asked.task, "ask": open.ask.id}
 
     def _tell(
         self, open: Open, report: Report, ruling: Ruling, reply: Reply, numbers: Numbers
@@ -590,7 +659,7 @@ def _approval(name: str) -> str:
 def _ruling(effects: tuple[Effect, ...]) -> tuple[Ruling, str]:
     for effect in effects:
         match effect:
-            case Accept() | Exclude():
+            case Accept() | Exclude() | Keep():
                 return Ruling.ACCEPTED, ""
             case Duplicate():
                 return Ruling.DUPLICATE, ""

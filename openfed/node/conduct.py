@@ -15,7 +15,7 @@ import numpy as np
 
 from openfed.errors import CODES, OpenFedError, PolicyError
 from openfed.files import write_whole
-from openfed.flow.federation import Federation
+from openfed.flow.federation import Federation, TimeOver
 from openfed.flow.metrics import DECODED
 from openfed.node.accounts import Accounts
 from openfed.node.aggregator import Aggregator, Interrupted
@@ -62,6 +62,10 @@ async def conduct(
             reason = handle.stopped() or ""
     except (Interrupted, OSError):
         raise
+    except TimeOver as error:
+        reason = told = f"stopped early: {error.message}"
+        if handle.last_model() is None:
+            state, reason = RunState.FAILED, f"{error.code}  {error.message}"
     except OpenFedError as error:
         if error.code == "S10":
             raise

@@ -63,6 +63,10 @@ class Trainer(Protocol):
         ...
 
 
+class Killed(TaskError):
+    """The task process was killed from outside while it worked: no fault of the task's."""
+
+
 class Child:
     """A connected task process, and what it has said that nobody has read yet."""
 
@@ -151,6 +155,14 @@ class SocketTrainer:
         self._child.set_result(child)
 
     async def run(self, task: Task, inputs: Inputs, limit: int) -> Result:
+        """A task whose process is killed is done once more, by its successor."""
+        try:
+            return await self._run(task, inputs, limit)
+        except Killed as error:
+            self._said(f"{error.message}; once more")
+            return await self._run(task, inputs, limit)
+
+    async def _run(self, task: Task, inputs: Inputs, limit: int) -> Result:
         child = await self._alive(task)
         try:
             await self._ready(child)
@@ -163,7 +175,7 @@ class SocketTrainer:
             self._drop(child)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise TaskError("K26", await self._epitaph(task, error)) from None
+            raise await self._ended(task, error) from None
         if answer["op"] == "failed":
             raise _failure(answer)
         about = {"import_seconds": (child.import_seconds,)}
@@ -203,20 +215,22 @@ class SocketTrainer:
         if self._child.done() and self._child.result() is child:
             self._child = asyncio.get_running_loop().create_future()
 
-    async def _epitaph(self, task: Task, error: BaseException) -> str:
-        """Why the process died, as its successor was told by the launcher."""
+    async def _ended(self, task: Task, error: BaseException) -> TaskError:
+        """Why the process ended, as its successor was told by the launcher."""
         who = f"{task.collaborator}: the task process ended during {task.name}"
         if isinstance(error, WireError):
-            return f"{who}: {error.message}"
+            return TaskError("K26", f"{who}: {error.message}")
         try:
             successor = await asyncio.wait_for(asyncio.shield(self._child), 10)
-        except TimeoutError:
-            return who
+        except TimeoutError:  # it comes back later than that
+            return Killed("K26", who)
         code = successor.previous_exit
         if code is None:
-            return who
-        hint = " (out of memory?)" if code in (-9, 137) else ""
-        return f"{who}: {'killed by signal' if code < 0 else 'exit code'} {abs(code)}{hint}"
+            return Killed("K26", who)
+        if code >= 0:
+            return TaskError("K26", f"{who}: exit code {code}")
+        hint = " (out of memory?)" if code == -9 else ""
+        return Killed("K26", f"{who}: killed by signal {-code}{hint}")
 
     def _lay_out(self, inputs: Inputs) -> None:
         """Put frames into the exchange: as links where that can be, else as copies."""

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-ABOVE = frozenset({"note", "listening", "run.started", "node.refused", "task.failed", "run.ended"})
+ABOVE = frozenset(
+    {"note", "listening", "run.started", "node.refused", "task.failed", "ask.waiting", "run.ended"}
+)
 """Kinds that say what no table shows: in a terminal they are printed above the tables."""
 
 

@@ -167,6 +167,16 @@ def _closed(view: View, event: Event) -> Iterator[str]:
         yield f"round {event['round']} {one_line(event['task'])}: closed without {missing}"
 
 
+def _waiting(view: View, event: Event) -> Iterator[str]:
+    gone = ", ".join(one_line(name, 40) for name in event["gone"])
+    found = f"{event['answers']} of {event['quorum']} answers that must be"
+    yield f"round {event['round']} {one_line(event['task'])}: {found}; waits for {gone} to return"
+
+
+def _resumed(view: View, event: Event) -> Iterator[str]:
+    yield f"round {event['round']} {one_line(event['task'])}: goes on"
+
+
 def _ended(view: View, event: Event) -> Iterator[str]:
     reason = f": {clean(event['reason'])}" if event.get("reason") else ""
     yield f"{event['status']} after {event['rounds']} of {plural(view.rounds, 'round')}{reason}"
@@ -181,6 +191,8 @@ SAY = {
     "handshake.failed": _handshake,
     "reply": _replied,
     "task.failed": _failed,
+    "ask.waiting": _waiting,
+    "ask.resumed": _resumed,
     "ask.closed": _closed,
     "run.ended": _ended,
 }

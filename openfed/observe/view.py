@@ -219,6 +219,19 @@ def _failed(view: View, event: Event) -> View:
     return _site(view, event["collaborator"], state=f"{event['task']}: failed {event['code']}")
 
 
+def _waiting(view: View, event: Event) -> View:
+    for name in event["gone"]:
+        view = _site(view, name, state=f"{event['task']}: gone")
+    return replace(view, phase=f"{event['task']}, waiting for {', '.join(event['gone'])}")
+
+
+def _resumed(view: View, event: Event) -> View:
+    for name, site in view.sites.items():
+        if site.state == f"{event['task']}: gone":
+            view = _site(view, name, state=event["task"])
+    return replace(view, phase=event["task"])
+
+
 def _closed(view: View, event: Event) -> View:
     missing = tuple(event.get("missing", ()))
     for name in missing:
@@ -288,6 +301,8 @@ STEPS = {
     "ask.opened": _opened,
     "reply": _replied,
     "task.failed": _failed,
+    "ask.waiting": _waiting,
+    "ask.resumed": _resumed,
     "ask.closed": _closed,
     "metric": _metric,
     "transfer": _transfer,

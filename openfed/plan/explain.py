@@ -15,7 +15,7 @@ from openfed.plan.choices import (
     metric_name,
 )
 from openfed.plan.lock import Lock
-from openfed.plan.schema import Codecs, KeptRounds, Plan, is_lossy
+from openfed.plan.schema import Codecs, Cohort, KeptRounds, Plan, Stop, Timeouts, is_lossy
 from openfed.plan.values import Table
 from openfed.tensors.record import Kind, Signature, Spec
 from openfed.tensors.update import update_signature
@@ -101,12 +101,13 @@ def _happens(plan: Plan) -> Iterator[str]:
 
 
 def _asked(plan: Plan) -> str:
-    sites = len(plan.named)
-    if plan.cohort.everyone(sites):
+    sites, cohort = len(plan.named), plan.cohort
+    if cohort.everyone(sites):
         return "every site gets" if sites else "every site that is there when it begins gets"
     if sites:
-        return f"{plan.cohort.size(sites)} of the {sites} sites, drawn by lot, get"
-    return f"{plan.cohort.fraction:.0%} of the sites that are there, drawn by lot, get"
+        return f"{cohort.asked(sites)} of the {sites} sites, drawn by lot, get"
+    share = f"{cohort.count} of" if cohort.count else f"{cohort.fraction:.0%} of"
+    return f"{share} the sites that are there, drawn by lot, get"
 
 
 def _task(plan: Plan, name: str, settings: Mapping[str, Any]) -> str:
@@ -340,23 +341,50 @@ def _kept(plan: Plan) -> Iterator[str]:
 def _limits(plan: Plan) -> Iterator[str]:
     yield f"After {_many(plan.rounds, 'round')} at the latest"
     if plan.stop is not None:
-        stop = plan.stop
-        way = "risen" if stop.mode == "max" else "fallen"
-        length = _many(stop.patience, "validation")
-        yield f"Earlier, when {stop.metric} has not {way} by more than {stop.min_delta} in {length}"
+        yield from _stops(plan.stop)
     if plan.best is not None:
         most = "highest" if plan.best.mode == "max" else "lowest"
         yield f"The best model is the one with the {most} {plan.best.metric}"
-    cohort = plan.cohort
+    yield from _waits(plan.cohort)
+    yield from _gives_up(plan.timeouts)
+
+
+def _stops(stop: Stop) -> Iterator[str]:
+    way, beyond = ("risen", "above") if stop.mode == "max" else ("fallen", "below")
+    if stop.reaches is not None:
+        yield f"Earlier, when {stop.metric} is {stop.reaches:g} or {beyond}"
+    if stop.patience is not None:
+        length = _many(stop.patience, "validation")
+        yield f"Earlier, when {stop.metric} has not {way} by more than {stop.min_delta} in {length}"
+    if stop.after is not None:
+        yield f"Earlier, when it has been up for {_seconds(stop.after)}, with the last whole round"
+
+
+def _waits(cohort: Cohort) -> Iterator[str]:
+    if cohort.over > 1:
+        yield f"{cohort.over:g} times as many sites are asked as are wanted: the first count"
     if cohort.quorum == "all":
         late = f"within {_seconds(cohort.deadline)}" if cohort.deadline else "however long it takes"
-        yield f"Every site that is asked must answer, {late}; otherwise the run fails"
+        who = "As many as are wanted" if cohort.over > 1 else "Every site that is asked"
+        yield f"{who} must answer, {late}; otherwise the run fails"
     else:
-        wait = _seconds(cohort.deadline or 0)
-        yield (
-            f"A round ends when every site that is asked has answered, or after {wait} if "
-            f"{cohort.quorum} have by then; later answers are discarded"
-        )
+        deadline, grace = cohort.deadline, cohort.grace
+        ends = [f"after {_seconds(deadline)} if {cohort.quorum} have by then"] if deadline else []
+        ends += [f"{_seconds(grace)} after {cohort.quorum} have"] if grace else []
+        every = "every site that is asked has answered"
+        yield f"A round ends when {every}, or {', or '.join(ends)}"
+    if cohort.deadline:
+        yield "Where too few have answered by then and some are gone, it waits for them to return"
+    late = "count in the next round" if cohort.late == "next_round" else "are discarded"
+    if cohort.over > 1 or cohort.quorum != "all":
+        yield f"Answers that come later {late}"
+
+
+def _gives_up(timeouts: Timeouts) -> Iterator[str]:
+    yield f"A site of which nothing is heard for {_seconds(timeouts.idle)} is taken for gone"
+    yield f"A site that cannot reach the aggregator for {_seconds(timeouts.connect)} gives up"
+    if timeouts.task is not None:
+        yield f"A task that computes for more than {_seconds(timeouts.task)} is stopped"
 
 
 def _seconds(seconds: float) -> str:

@@ -15,6 +15,9 @@ from openfed.plan.values import is_loopback, shown, suggest
 
 Parts = Mapping[str, Any]
 
+SHORTEST_IDLE_S = 5.0
+"""A peer that is well is heard every few seconds; one that computes with all cores, later."""
+
 
 def broken_rules(parts: Parts, workspace: Path) -> Iterator[Broken]:
     for needed, rule in RULES:
@@ -80,7 +83,7 @@ _WAYS = {"max": "higher", "min": "lower"}
 
 def _known_metric(key: str) -> Callable[..., Iterator[Broken]]:
     def rule(chosen: Any, metrics: tuple[str, ...], tasks: tuple[Any, ...]) -> Iterator[Broken]:
-        if chosen is None:
+        if chosen is None or chosen.metric is None:
             return
         known = [LOSS, *map(metric_name, metrics)]
         told = all(":" in metric or metric in METRICS for metric in metrics)  # else, said there
@@ -116,15 +119,63 @@ def _tasks(tasks: tuple[Any, ...]) -> Iterator[Broken]:
 
 
 def _cohort(cohort: Any, collaborators: tuple[str, ...] | Enrolled) -> Iterator[Broken]:
-    if cohort.quorum == "all":
-        return
-    asked = cohort.size(fewest(collaborators))
-    if cohort.quorum > asked:
-        message = f"expected at most {asked}, the sites asked in a round, got {cohort.quorum}"
-        yield ("cohort", "quorum"), "P15", message
-    if cohort.deadline is None:
+    sites = fewest(collaborators)
+    wanted = cohort.size(sites)
+    spare = isinstance(collaborators, Enrolled) or wanted < sites
+    for key, message in _round_policy(cohort, wanted, spare):
+        yield ("cohort", key), "P15", message
+
+
+def _round_policy(cohort: Any, wanted: int, spare: bool) -> Iterator[tuple[str, str]]:
+    """`spare`: there are more sites than are wanted."""
+    some = cohort.quorum != "all"
+    if cohort.count is not None and cohort.fraction != 1.0:
+        yield "count", "is another way to say fraction: keep one of the two"
+    if cohort.over > 1 and not spare:
+        yield "over", "all sites are wanted, so there is nobody else to ask: lower fraction"
+    if some and cohort.quorum > wanted:
+        message = f"expected at most {wanted}, the sites wanted in a round, got {cohort.quorum}"
+        yield "quorum", message
+    if some and cohort.deadline is None and cohort.grace is None:
         message = "a quorum needs a deadline, after which it counts: add deadline: 10m"
-        yield ("cohort", "quorum"), "P15", message
+        yield "quorum", f"{message}, or a grace: how long the others have once it is there"
+    if cohort.grace is not None and not some:
+        yield "grace", "begins when a quorum has answered, and all must: add quorum: N"
+    if cohort.grace is not None and cohort.deadline is not None:
+        yield from _shorter("grace", cohort.grace, "cohort.deadline", cohort.deadline)
+    if cohort.late == "next_round" and not some and cohort.over == 1:
+        yield "late", "nobody can be late where all must answer: add quorum: N, or over"
+
+
+def _shorter(key: str, seconds: float, other: str, most: float) -> Iterator[tuple[str, str]]:
+    if seconds >= most:
+        yield key, f"expected less than {other}, which is {most:g}s, got {seconds:g}s"
+
+
+def _timeouts(timeouts: Any, cohort: Any, stop: Any) -> Iterator[Broken]:
+    found = [*_shorter("idle", timeouts.idle, "timeouts.connect", timeouts.connect)]
+    if timeouts.idle < SHORTEST_IDLE_S:
+        found.append(("idle", f"expected at least {SHORTEST_IDLE_S:g}s, got {timeouts.idle:g}s"))
+    if timeouts.task is not None and cohort.deadline is not None:
+        found += _shorter("task", timeouts.task, "cohort.deadline", cohort.deadline)
+    for key, message in found:
+        yield ("timeouts", key), "P15", message
+    if stop is not None and stop.after is not None and cohort.deadline is not None:
+        for key, message in _shorter("deadline", cohort.deadline, "stop.after", stop.after):
+            yield ("cohort", key), "P15", message
+
+
+def _stop(stop: Any) -> Iterator[Broken]:
+    if stop is None:
+        return
+    if stop.metric is None and stop.after is None:
+        message = "expected metric, with reaches or patience, or after: what is it to stop at?"
+        yield ("stop",), "P15", message
+    if stop.metric is not None and stop.reaches is None and stop.patience is None:
+        yield ("stop", "metric"), "P15", "add reaches: 0.95, or patience: 5"
+    for key in ("reaches", "patience"):
+        if stop.metric is None and getattr(stop, key) is not None:
+            yield ("stop", key), "P15", "of which metric? add metric: accuracy"
 
 
 def _numpy(task_runner: Any, tasks: tuple[Any, ...]) -> Iterator[Broken]:
@@ -154,6 +205,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Broken]]], ...] = (
     (("metrics",), _metrics),
     (("tasks",), _tasks),
     (("cohort", "collaborators"), _cohort),
+    (("timeouts", "cohort", "stop"), _timeouts),
+    (("stop",), _stop),
     (("compression_pipeline",), pipeline_rules),
     (("best", "metrics", "tasks"), _known_metric("best")),
     (("stop", "metrics", "tasks"), _known_metric("stop")),

@@ -44,8 +44,10 @@ from openfed.plan.values import (
     Name,
     Nested,
     NotNegative,
+    Number,
     Share,
     Text,
+    Times,
     Value,
     refuse,
     shown,
@@ -73,24 +75,53 @@ def _quorum(value: object) -> object:
 
 
 class Cohort(Value):
-    """Who is asked in a round, and how many answers end it. `deadline` is in seconds."""
+    """Who is asked in a round, how many answers end it, and how long it waits for them.
+
+    `count` or `fraction` of the sites are wanted; `over` times as many are asked, and the first
+    answers count. `quorum`: fewer do once `deadline` has passed, or `grace` since there were so
+    many. All times are in seconds.
+    """
 
     fraction: Share = 1.0
+    count: Count | None = None
+    over: Times = 1.0
     quorum: Annotated[
         Literal["all"] | int,
         BeforeValidator(_quorum),
         WithJsonSchema({"anyOf": [{"const": "all"}, {"type": "integer", "minimum": 1}]}),
     ] = "all"
     deadline: Duration | None = None
-    late: Literal["discard"] = "discard"
+    grace: Duration | None = None
+    late: Literal["discard", "next_round"] = "discard"
 
     def size(self, collaborators: int) -> int:
-        """How many of `collaborators` sites are asked: the fraction, rounded, at least one."""
+        """How many of `collaborators` sites are wanted: the fraction, rounded, at least one."""
+        if self.count is not None:
+            return min(self.count, collaborators)
         return max(1, math.floor(self.fraction * collaborators + 0.5))
+
+    def asked(self, collaborators: int) -> int:
+        """How many of `collaborators` sites are asked."""
+        return min(collaborators, math.ceil(self.size(collaborators) * self.over - 1e-9))
 
     def everyone(self, collaborators: int) -> bool:
         """Whether all of so many sites are asked; 0: of any number."""
-        return self.size(collaborators) == collaborators if collaborators else self.fraction == 1.0
+        if not collaborators:
+            return self.count is None and self.fraction == 1.0
+        return self.asked(collaborators) == collaborators
+
+
+class Timeouts(Value):
+    """How long nodes wait, in seconds; with `cohort.deadline` and `stop.after` all there is.
+
+    `connect`: a site goes on trying to reach the aggregator for so long. `idle`: a peer of which
+    nothing is heard for so long is taken for gone; its task stops. `task`: one task may compute
+    for so long at a site.
+    """
+
+    connect: Duration = 600.0
+    idle: Duration = 60.0
+    task: Duration | None = None
 
 
 class Validation(Value):
@@ -108,13 +139,15 @@ class Best(Value):
 
 
 class Stop(Value):
-    """Ends the run when `metric` has not improved by more than `min_delta` for `patience`
-    rounds."""
+    """Ends the run early: when `metric` has reached a value, or has not improved by more than
+    `min_delta` for `patience` validations, or `after` so long (seconds in which it was up)."""
 
-    metric: Text
-    patience: Count
+    metric: Text | None = None
+    reaches: Number | None = None
+    patience: Count | None = None
     min_delta: NotNegative = 0.0
-    mode: Mode = Field(default_factory=lambda data: better(data.get("metric", LOSS)))
+    mode: Mode = Field(default_factory=lambda data: better(data.get("metric") or LOSS))
+    after: Duration | None = None
 
 
 class KeptRounds(Value):
@@ -359,6 +392,7 @@ class Plan(Value):
         default_factory=Pipeline
     )
     cohort: Cohort = Field(default_factory=Cohort)
+    timeouts: Timeouts = Field(default_factory=Timeouts)
     validation: Validation = Field(default_factory=Validation)
     scope: tuple[Rule, ...] = ()
     best: Best | None = Field(default_factory=_default_best)

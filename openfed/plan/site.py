@@ -296,7 +296,7 @@ def _bytes_out(site: Site, plan: Plan, entries: Signature) -> Iterator[Objection
 def _least(plan: Plan, entries: Signature) -> int:
     """Bytes that the updates of a whole run have at least: of entries that travel as they are,
     where every site is asked in every round."""
-    if plan.stop is not None or plan.cohort.fraction < 1:
+    if plan.stop is not None or not plan.cohort.everyone(len(plan.named)):
         return 0
     uplink = plan.compression_pipeline.uplink
     return plan.rounds * sum(spec.size for spec in entries if not uplink.chain(spec.name))

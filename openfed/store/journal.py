@@ -32,6 +32,10 @@ create table if not exists notes (
 """
 
 
+LATE = "R11"
+"""Code of a reply that came after its ask was closed, and is kept for the next round."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """One journaled answer to an ask; `code` is empty for an accepted one."""
@@ -54,6 +58,16 @@ class AskRow:
     elapsed_s: float
     met: bool | None
     replies: tuple[Reply, ...]  # in the order in which they were taken
+
+    @property
+    def counted(self) -> tuple[Reply, ...]:
+        """Those that came while the ask was open, failures too."""
+        return tuple(reply for reply in self.replies if reply.code != LATE)
+
+    @property
+    def kept(self) -> tuple[Reply, ...]:
+        """Those that came too late and are kept for the next round."""
+        return tuple(reply for reply in self.replies if reply.code == LATE)
 
 
 @dataclass(frozen=True)

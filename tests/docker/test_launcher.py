@@ -174,7 +174,7 @@ def test_killing_fx_leaves_neither_container_nor_network(slow, clean):
     until(lambda: nothing_left(clean), "the end of everything", 60)
 
 
-@pytest.mark.parametrize("victim", ["aggregator", "farm"])  # a task that is killed has failed
+@pytest.mark.parametrize("victim", ["aggregator", "farm", "farm.task"])
 def test_a_killed_container_is_started_again_and_the_model_is_the_same(slow, clean, victim):
     training(slow)
     nodes(clean)[victim].kill()

@@ -21,7 +21,9 @@ FAULTS = {
     "exits": ("def FAULT(record):\n    sys.exit(3)\n", ["3", "src/linear.py"]),
     "leaves the process": ("def FAULT(record):\n    os._exit(3)\n", ["K26", "exit code 3"]),
     "is killed": (
-        "def FAULT(record):\n    os.kill(os.getpid(), signal.SIGKILL)\n",
+        "def FAULT(record):\n    doomed = Path('doomed')\n"
+        "    doomed.unlink() if doomed.exists() else doomed.touch()\n"  # once more, and no more
+        "    os.kill(os.getpid(), signal.SIGKILL)\n",
         ["K26", "killed by signal 9"],
     ),
     "prints 100 MB": (

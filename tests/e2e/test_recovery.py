@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 
 def start(here):
     assert here.fx("plan", "initialize").returncode == 0
@@ -56,6 +58,48 @@ def test_a_task_process_killed_between_two_tasks_is_not_missed(workspace, undist
     here.go()
     finish(here, aggregator, farm, mill)
     assert here.digest() == undisturbed
+
+
+def test_a_task_process_killed_in_a_task_does_the_task_once_more(workspace, undisturbed):
+    here = workspace.line()
+    aggregator, farm, mill = start(here)
+    os.kill(here.processes()["task mill"], signal.SIGKILL)
+    here.wait_until(lambda: here.calls("mill") == 4, "round 3 at mill once more")
+    finish(here, aggregator, farm, mill)
+    assert here.digest() == undisturbed
+    assert here.calls("farm") == 5
+    assert "killed by signal 9 (out of memory?); once more" in here.said(mill)
+
+
+@pytest.mark.slow
+def test_a_round_goes_on_without_a_dead_site_as_soon_as_the_deadline_lets_it(workspace):
+    here = workspace.line(more="cohort: {quorum: 1, deadline: 10s}")
+    aggregator, farm, mill = start(here)
+    mill.send_signal(signal.SIGKILL)
+    mill.wait()
+
+    def without_mill():
+        return [e for e in here.events("ask.closed") if list(e["missing"]) == ["mill"]]
+
+    closed = here.wait_until(without_mill, "the end of round 3")[0]
+    assert (closed["round"], closed["task"]) == (3, "train")
+    assert 9 < closed["seconds"] < 11
+
+
+def test_too_few_are_waited_for_by_name_and_the_run_goes_on_when_they_are_back(
+    workspace, undisturbed
+):
+    here = workspace.line(more="cohort: {deadline: 3s}")
+    aggregator, farm, mill = start(here)
+    mill.send_signal(signal.SIGKILL)
+    mill.wait()
+    waits = "round 3 train: 1 of 2 answers that must be; waits for mill to return"
+    here.wait_until(lambda: waits in here.said(aggregator), "the deadline of round 3")
+    here.go()
+    again = here.start("collaborator", "start", "-n", "mill")
+    finish(here, aggregator, farm, again)
+    assert here.digest() == undisturbed
+    assert here.calls("farm") == 5
 
 
 def test_sites_may_start_first_and_in_any_order(workspace, undisturbed):

@@ -12,9 +12,12 @@ from openfed.ask.machine import (
     Elapsed,
     Exclude,
     Failed,
+    Keep,
     Late,
     Refuse,
     Replied,
+    Returned,
+    Wait,
     step,
 )
 
@@ -59,6 +62,19 @@ TABLE = {
         [[Accept(A, "1")], [Duplicate(A)]]),
     "strangers are refused": (3, None, [Replied("eve", "1"), Failed("eve", "K23")],
         [[Refuse("eve", "R07")], [Refuse("eve", "R07")]]),
+    "a deadline is waited out for who is gone": (2, 9.0,
+        [Replied(A, "1"), Elapsed(9.0, frozenset(["bert", "carl"])), Elapsed(99.0), Returned(),
+         Elapsed(8.9), Replied(C, "3"), Elapsed(9.0)],
+        [[Accept(A, "1")], [Wait((B, C))], [], [], [], [Accept(C, "3")], [Close((A, C), True)]]),
+    "while it waits a quorum is enough": (2, 9.0,
+        [Replied(A, "1"), Elapsed(9.0, frozenset({B})), Replied(C, "3")],
+        [[Accept(A, "1")], [Wait((B,))], [Accept(C, "3"), Close((A, C), True)]]),
+    "while it waits too many may fail": (3, 9.0, [Elapsed(9.0, frozenset({B})), Failed(A, "K23")],
+        [[Wait((B,))], [Exclude(A, "K23"), Close((), False)]]),
+    "who has answered is not waited for": (2, 9.0,
+        [Replied(A, "1"), Elapsed(9.5, frozenset({A}))], [[Accept(A, "1")], [Close((A,), False)]]),
+    "with a quorum nobody is waited for": (1, 9.0,
+        [Replied(A, "1"), Elapsed(9.0, frozenset({B}))], [[Accept(A, "1")], [Close((A,), True)]]),
     "time does not run backwards": (1, 9.0, [Replied(A, "1"), Elapsed(8.0), Elapsed(2.0)],
         [[Accept(A, "1")], [], []]),
 }  # fmt: skip
@@ -68,6 +84,37 @@ TABLE = {
 def test_rule(case):
     quorum, deadline, events, expected = TABLE[case]
     _, effects = run(Ask("x", (A, B, C), quorum, deadline), *events)
+    assert effects == expected
+
+
+POLICIES = {
+    "the first answers are enough": (dict(quorum=2, wanted=2),
+        [Replied(C, "3"), Replied(A, "1"), Replied(B, "2")],
+        [[Accept(C, "3")], [Accept(A, "1"), Close((A, C), True)], [Late(B)]]),
+    "a grace is counted from the first look at the quorum": (dict(quorum=1, grace_s=3.0),
+        [Elapsed(50.0), Replied(A, "1"), Elapsed(51.0), Elapsed(53.9), Elapsed(54.0)],
+        [[], [Accept(A, "1")], [], [], [Close((A,), True)]]),
+    "a deadline comes before the end of a grace": (dict(quorum=1, grace_s=3.0, deadline_s=52.0),
+        [Replied(A, "1"), Elapsed(51.0), Elapsed(52.0)],
+        [[Accept(A, "1")], [], [Close((A,), True)]]),
+    "what is late is kept, once": (dict(quorum=1, deadline_s=1.0, keeps_late=True),
+        [Replied(A, "1"), Elapsed(1.0), Replied(B, "2"), Replied(B, "2"), Replied(B, "9"),
+         Failed(B, "K23"), Failed(C, "K23"), Replied(A, "1")],
+        [[Accept(A, "1")], [Close((A,), True)], [Keep(B, "2")], [Duplicate(B)], [Refuse(B, "R08")],
+         [Duplicate(B)], [Late(C)], [Duplicate(A)]]),
+    "nothing is kept of an ask that failed": (dict(quorum=2, deadline_s=1.0, keeps_late=True),
+        [Replied(A, "1"), Elapsed(1.0), Replied(B, "2")],
+        [[Accept(A, "1")], [Close((A,), False)], [Late(B)]]),
+    "nor from who has failed": (dict(quorum=1, deadline_s=1.0, keeps_late=True),
+        [Failed(B, "K23"), Replied(A, "1"), Elapsed(1.0), Replied(B, "2")],
+        [[Exclude(B, "K23")], [Accept(A, "1")], [Close((A,), True)], [Late(B)]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", POLICIES)
+def test_policy(case):
+    policy, events, expected = POLICIES[case]
+    _, effects = run(Ask("x", (A, B, C), **policy), *events)
     assert effects == expected
 
 

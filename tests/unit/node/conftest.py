@@ -21,6 +21,7 @@ from openfed.tensors.frame import CHUNK, Held, digest, open_frame
 from openfed.tensors.model_file import read_model, write_model
 from openfed.tensors.record import DTYPES, Kind, Record, signature_of
 from openfed.tensors.update import update_signature
+from tests.unit.node.gate import ENROLLED, Gate
 
 PLAN = """
 federation: lab
@@ -226,3 +227,18 @@ def points_of(here, wrap):
 def crash_points():
     """`crash_points(lab, folder)`: runs the lab; copies of its disk, one after every commit."""
     return points_of
+
+
+@pytest.fixture
+def gate(lab, tmp_path):
+    def run(body):
+        async def main():
+            here = Gate(lab({"one": None, "two": None}, sites=ENROLLED), tmp_path)
+            try:
+                return await asyncio.wait_for(body(here), 30)
+            finally:
+                here.journal.close()
+
+        return asyncio.run(main())
+
+    return run

@@ -5,89 +5,9 @@ import shutil
 
 import pytest
 
-from openfed.ask.machine import Ask
 from openfed.errors import OpenFedError
 from openfed.node import aggregator as module
-from openfed.node.aggregator import Aggregator
-from openfed.pki.roster import Member, Roster
-from openfed.store.journal import Journal
-from openfed.store.spool import Spool
-from openfed.wire.messages import Assignment, Hello, Next, Peer, Stamp
-
-ENROLLED = "{enrolled: {minimum: 2}}"
-
-
-class Gate:
-    """An aggregator of an open federation, whose clock and roster the test holds."""
-
-    def __init__(self, here, tmp_path):
-        self.lock, self.events = here.lock, []
-        self.journal, self.time = Journal(tmp_path / "gate" / "journal.sqlite"), 1000.0
-        self.members = {"one": False, "two": False, "three": False}  # name -> revoked
-        self.aggregator = Aggregator(
-            here.lock,
-            "r1",
-            self.journal,
-            Spool(tmp_path / "gate"),
-            lambda kind, fields: self.events.append((kind, fields)),
-            lambda: self.time,
-            roster=self.roster,
-        )
-
-    def roster(self):
-        known = self.members.items()
-        members = tuple(Member("collaborator", name, b"", revoked) for name, revoked in known)
-        return Roster("lab", 1, 0.0, members, frozenset())
-
-    @property
-    def stamp(self):
-        return Stamp("lab", "r1", self.lock.digest, "op")
-
-    async def hello(self, name, facts=True):
-        told = {"isolation": "process"} if facts else {}
-        await self.aggregator.hello(peer(name), Hello(self.stamp, told))
-
-    async def ask(self, quorum, deadline_s=None):
-        """Ask one and two; the ask as it stands."""
-        self.journal.open_ask("ask1", 1, 0, "train")
-        ask = Ask("ask1", ("one", "two"), quorum, deadline_s)
-        await self.aggregator._offer(ask, Assignment("ask1", "train", 1, {}, (), True, 1 << 20))
-        return self.aggregator._asks["ask1"]
-
-    async def until(self, happened):
-        while not happened():
-            self.aggregator._replies.ring()
-            await asyncio.sleep(0.001)
-
-    def next(self, name):
-        return asyncio.ensure_future(self.aggregator.next(peer(name), Next(self.stamp, 25.0)))
-
-    async def after(self, seconds, waiting):
-        """Let time pass, and wake those who look at it."""
-        self.time += seconds
-        self.aggregator._replies.ring()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        return waiting.done() and waiting.result()
-
-
-def peer(name):
-    return Peer("lab", "collaborator", name, 1, float("inf"))
-
-
-@pytest.fixture
-def gate(lab, tmp_path):
-    def run(body):
-        async def main():
-            here = Gate(lab({"one": None, "two": None}, sites=ENROLLED), tmp_path)
-            try:
-                return await asyncio.wait_for(body(here), 30)
-            finally:
-                here.journal.close()
-
-        return asyncio.run(main())
-
-    return run
+from tests.unit.node.gate import ENROLLED, LEASE_S
 
 
 def test_the_first_round_waits_for_everybody_on_the_roster_for_ten_seconds(gate):
@@ -129,7 +49,7 @@ def test_fewer_than_the_minimum_are_waited_for_however_long(gate):
         await here.hello("one")
         for _ in range(30):  # who waits for orders is heard again and again
             await here.hello("one")
-            assert not await here.after(module.LEASE_S - 1, gathering)
+            assert not await here.after(LEASE_S - 1, gathering)
         await here.hello("three")
         assert await here.after(0, gathering) == ("one", "three")
 
@@ -140,10 +60,10 @@ def test_who_has_not_been_heard_for_a_lease_is_not_asked(gate):
     async def body(here):
         for name in ("one", "two", "three"):
             await here.hello(name)
-        here.time += module.LEASE_S / 2
+        here.time += LEASE_S / 2
         await here.hello("one")
         await here.hello("three")
-        here.time += module.LEASE_S / 2
+        here.time += LEASE_S / 2
         assert await here.aggregator._gathered(2) == ("one", "three")
 
     gate(body)
@@ -208,10 +128,13 @@ def test_an_open_ask_does_not_wait_for_who_is_revoked_meanwhile(gate):
 def test_where_the_quorum_can_do_without_it_the_ask_goes_on(gate):
     async def body(here):
         open = await here.ask(quorum=1, deadline_s=100.0)
+        await here.hello("one")
         here.members["two"] = True
         await here.until(lambda: not open.ask.awaits("two"))
         assert open.ask.awaits("one") and not open.ask.closed
-        here.time += 100
+        here.time += 50
+        await here.hello("one")  # at work, and too slow
+        here.time += 50
         await here.until(lambda: open.ask.closed)
         assert open.ask.closed.accepted == () and open.ask.failed == {"two": "C18"}
 
@@ -221,7 +144,10 @@ def test_where_the_quorum_can_do_without_it_the_ask_goes_on(gate):
 def test_who_is_not_certified_yet_is_waited_for(gate):
     async def body(here):
         del here.members["two"]
+        for name in ("one", "two"):
+            await here.hello(name)
         open = await here.ask(quorum=2, deadline_s=100.0)
+        await here.until(lambda: open.since is not None)
         here.time += 50
         await here.until(lambda: open.ask.elapsed_s == 50)
         assert open.ask.awaits("two")

@@ -124,7 +124,11 @@ def test_order_comments_and_quotes_make_no_difference(
         ),
         ("cohort.deadline=601s", "cohort.deadline: 600.0s -> 601.0s"),
         ("scope=[{'head.*': global}, {'*': global}]", "scope[0].head.*: local -> global"),
-        ("stop=null", "stop: {metric: accuracy, patience: 5, min_delta: 0.001, mode: max} -> null"),
+        (
+            "stop=null",
+            "stop: {metric: accuracy, reaches: null, patience: 5, min_delta: 0.001, mode: max, "
+            "after: null} -> null",
+        ),
         ("retention.updates={rounds: 3}", "retention.updates: none -> {rounds: 3}"),
     ],
 )

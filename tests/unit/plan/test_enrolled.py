@@ -51,7 +51,7 @@ def test_it_admits_any_name_and_a_list_only_its_own(enrolled, workspace):
 def test_a_quorum_that_the_minimum_cannot_reach_is_refused(enrolled):
     cohort = ("cohort.quorum=3", "cohort.deadline=1h")
     enrolled("{enrolled: {minimum: 3}}", *cohort)
-    with pytest.raises(PlanError, match="expected at most 2, the sites asked in a round, got 3"):
+    with pytest.raises(PlanError, match="expected at most 2, the sites wanted in a round, got 3"):
         enrolled("enrolled", *cohort, "cohort.fraction=0.5")
 
 

@@ -91,6 +91,9 @@ When it ends
   Earlier, when accuracy has not risen by more than 0.001 in 5 validations
   The best model is the one with the highest accuracy
   Every site that is asked must answer, within 10 minutes; otherwise the run fails
+  Where too few have answered by then and some are gone, it waits for them to return
+  A site of which nothing is heard for 1 minute is taken for gone
+  A site that cannot reach the aggregator for 10 minutes gives up
 
 What this site has set for itself
   At most 2 hours a task

@@ -82,6 +82,7 @@ CHANGES = {
     "weights": "weights=uniform",
     "compression_pipeline": "compression_pipeline.uplink.feedback=false",
     "cohort": "cohort.deadline=601s",
+    "timeouts": "timeouts.idle=61s",
     "validation": "validation.every=2",
     "scope": "scope=[]",
     "best": "best={metric: loss, mode: min}",
