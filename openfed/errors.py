@@ -962,6 +962,14 @@ CODES: dict[str, Explanation] = {
         "proxy does. Proxies that speak TLS themselves or SOCKS are not supported.",
         "Check the port with your network's administrator, or write `proxy: none`.",
     ),
+    "T19": Explanation(
+        "no more connections",
+        "The aggregator has as many connections as it takes: half of the files that its process "
+        "may open (`ulimit -n`), 8192 at most. Whoever is connected goes on; others are turned "
+        "away without a word and try again.",
+        "If so many sites are to take part, raise the limit of open files. If not, somebody holds "
+        "connections: see who (`ss -tn`) and let a firewall shut them out.",
+    ),
     # -- W: frames and messages that no honest peer sends --------------------------------------
     "W01": Explanation(
         "not a frame",
@@ -1005,6 +1013,17 @@ CODES: dict[str, Explanation] = {
         "What arrived holds differences from a model that is not the one asked for, or not there.",
         "Nothing of it was used. If it repeats, restart the node that sent it: its store is out of"
         " step with the run.",
+    ),
+    "W15": Explanation(
+        "too slow",
+        "An upload, or a message, came so slowly that the aggregator no longer waited for it.",
+        "It is tried again, and goes on where it was. If it repeats, look at the line; if the line "
+        "is good, the sender is broken or hostile.",
+    ),
+    "W16": Explanation(
+        "too many calls at once",
+        "One collaborator has more calls open than any honest one has.",
+        "It is tried again. If it repeats, see whether several processes run under its name.",
     ),
     "W04": Explanation(
         "transfer of the wrong length",

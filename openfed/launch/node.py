@@ -117,7 +117,14 @@ async def _run_aggregator(
             said,
         )
         async with (
-            serve(aggregator, identity, listen, denied=roster.denied, current=own.now) as server,
+            serve(
+                aggregator,
+                identity,
+                listen,
+                denied=roster.denied,
+                current=own.now,
+                told=lambda fault: said(str(fault)),
+            ) as server,
             beside(lives),
         ):
             host = listen.rpartition(":")[0]

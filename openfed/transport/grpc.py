@@ -23,6 +23,7 @@ from openfed.pki.peer import AGGREGATOR, COLLABORATOR
 from openfed.transport import crossing
 from openfed.transport.address import split_address
 from openfed.transport.base import Blocks, Reporting, Service
+from openfed.transport.crowd import most_connections, tell_when_full
 from openfed.transport.environment import grpc
 from openfed.transport.probe import diagnose
 from openfed.transport.proxy import authorization
@@ -55,6 +56,13 @@ GRACE_S = 0.5
 LOOK_S = 1.0
 """How often it is asked whether the peers of open calls are still admitted: a block may never
 come."""
+MOST_CALLS = 32
+"""Calls of one peer at once. An honest one has three; those of a lost connection linger."""
+STALL_S, LEAST = 600.0, 64 << 10
+"""An upload that brings fewer bytes in that time is ended. A whole block is seen at once, and takes
+minutes on the worst of lines."""
+IDLE_S = 120.0
+"""A connection without a call is ended: those that come are limited in number."""
 
 WINDOW = 128 << 10
 """Bytes of one stream that may come before they are asked for. What is asked for is a whole block,
@@ -83,6 +91,7 @@ _SERVER = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.server_handshake_timeout_ms", 20_000),
     ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_connection_idle_ms", int(1000 * IDLE_S)),
 )
 _CLIENT = (
     *_BOTH,
@@ -104,6 +113,10 @@ class Server:
     port: int
 
 
+def _warned(fault: TransportError) -> None:
+    logger.warning("%s", fault)
+
+
 @asynccontextmanager
 async def serve(
     service: Service,
@@ -113,17 +126,21 @@ async def serve(
     now: Callable[[], float] = time.time,
     denied: Callable[[Peer], bool] = lambda peer: False,
     current: Callable[[], Identity] | None = None,
+    told: Callable[[TransportError], None] = _warned,
 ) -> AsyncGenerator[Server, None]:
     """Serves until the block ends. `now` in seconds since the epoch; `denied` is asked per call
     and block, and every `LOOK_S` of open calls; `current`, at every handshake, for the identity to
-    show once it is another than `identity`.
+    show once it is another than `identity`; `told` hears, now and then, that nobody else gets in:
+    there are as many connections as this process can have (T19).
 
     Raises T02 (port in use), T03 (cannot listen), T13 (address), C09 (not an aggregator).
     """
     split_address(listen)
     if identity.peer.role != AGGREGATOR:
         raise CertificateError("C09", f"{identity.peer.name!r} has no certificate of an aggregator")
-    server = grpc.aio.server(options=_SERVER)
+    most = most_connections()
+    options = (*_SERVER, ("grpc.max_allowed_incoming_connections", most))
+    server = grpc.aio.server(options=options)
     endpoint = _Endpoint(service, identity.peer.federation, now, denied, Turns())
     server.add_generic_rpc_handlers((endpoint.methods(),))
     credentials = _server_credentials(identity, current or (lambda: identity))
@@ -133,10 +150,12 @@ async def serve(
         raise _cannot_listen(listen) from error
     await server.start()
     looking = asyncio.create_task(endpoint.look())
+    counting = asyncio.create_task(tell_when_full(most, told))
     try:
         yield Server(port)
     finally:
         looking.cancel()
+        counting.cancel()
         await server.stop(GRACE_S)
 
 
@@ -206,7 +225,9 @@ class _Endpoint:
         call = asyncio.current_task()
         assert call
         async with _crossing(context):
-            peer = self.calls[call] = self._peer(context)
+            peer = self._peer(context)
+            self._check_calls(peer)
+            self.calls[call] = peer
             try:
                 yield peer
             except asyncio.CancelledError:
@@ -218,8 +239,14 @@ class _Endpoint:
                 del self.calls[call]
                 self.faults.pop(call, None)
 
+    def _check_calls(self, peer: Peer) -> None:
+        if sum(each.name == peer.name for each in self.calls.values()) >= MOST_CALLS:
+            raise TransportError("W16", f"{peer.name} has {MOST_CALLS} calls open already")
+
     def methods(self) -> Any:
-        unary = grpc.unary_unary_rpc_method_handler
+        """On the wire most of these are unary. Here each reads its message itself: once it is
+        known who calls, and with patience that ends."""
+        unary = grpc.stream_unary_rpc_method_handler
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -227,24 +254,24 @@ class _Endpoint:
                 "Next": unary(self._unary(Next, self.service.next)),
                 "Report": unary(self._unary(Report, self.service.report)),
                 "Renew": unary(self._unary(Renew, self.service.renew)),
-                "Pull": grpc.unary_stream_rpc_method_handler(self._pull),
+                "Pull": grpc.stream_stream_rpc_method_handler(self._pull),
                 "Push": grpc.stream_stream_rpc_method_handler(self._push),
             },
         )
 
     def _unary(self, kind: type[M], method: Callable[[Peer, M], Awaitable[A]]) -> Any:
-        async def handle(data: bytes, context: Any) -> bytes:
+        async def handle(_: object, context: Any) -> bytes:
             async with self._called(context) as peer:
-                answer = await method(peer, decode(kind, data))
+                answer = await method(peer, decode(kind, await _message(context, kind)))
                 self._check(peer)  # the call may have been held for long
                 return encode(answer)
             raise AssertionError("unreachable: _crossing aborts")
 
         return handle
 
-    async def _pull(self, data: bytes, context: Any) -> None:
+    async def _pull(self, _: object, context: Any) -> None:
         async with self._called(context) as peer:
-            pull = decode(Pull, data)
+            pull = decode(Pull, await _message(context, Pull))
             framed = write_blocks(self.service.pull(peer, pull))
             async with ending(framed):
                 while True:
@@ -258,10 +285,7 @@ class _Endpoint:
 
     async def _push(self, _: object, context: Any) -> None:
         async with self._called(context) as peer:
-            first = await context.read()
-            if first is grpc.aio.EOF:
-                raise WireError("W10", "Push: expected a Push, found the end of the stream")
-            push = decode(Push, first)
+            push = decode(Push, await _message(context, Push))
             offset = await self.service.push_offset(peer, push)
             await context.write(encode_offset(offset))
             try:
@@ -285,20 +309,34 @@ class _Endpoint:
             await self.service.push_blocks(peer, push, offset, blocks)
             if await anext(blocks, None) is not None:
                 return None
-        data = await context.read()
+        try:
+            async with asyncio.timeout(STALL_S):  # it is sent when its sender has made it durable
+                data = await context.read()
+        except TimeoutError:
+            raise TransportError("W15", f"no report followed its upload in {STALL_S:g} s") from None
         if data is grpc.aio.EOF:
             raise WireError("W13", "an upload ended without its report")
         return await self.service.report(peer, decode(Report, data))
 
     async def _received(self, peer: Peer, context: Any) -> AsyncIterator[bytes]:
+        clock = asyncio.get_running_loop().time
+        since, got = clock(), 0
         while True:
             async with self.turns.one():
-                block = await context.read()
+                try:
+                    async with asyncio.timeout_at(since + STALL_S):
+                        block = await context.read()
+                except TimeoutError:
+                    told = f"expected {LEAST} bytes of an upload in {STALL_S:g} s, got {got}"
+                    raise TransportError("W15", told) from None
                 if block is grpc.aio.EOF:
                     raise WireError("W13", "an upload ended without its end")
                 if not block:
                     break
                 self._check(peer)
+                got += len(block)
+                if got >= LEAST:
+                    since, got = clock(), 0
                 yield block
                 del block
 
@@ -317,6 +355,20 @@ class _Endpoint:
             now=self.now(),
             denied=self.denied,
         )
+
+
+async def _message(context: Any, kind: type) -> bytes:
+    """The message that a call begins with."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            data = await context.read()
+    except TimeoutError:
+        message = f"{kind.__name__}: expected a message in {ANSWER_S:g} s"
+        raise TransportError("W15", message) from None
+    if data is grpc.aio.EOF:
+        raise WireError("W10", f"{kind.__name__}: expected one, found the end of the stream")
+    assert isinstance(data, bytes)
+    return data
 
 
 async def _end_of_push(context: Any) -> None:
@@ -340,9 +392,14 @@ async def _crossing(context: Any) -> AsyncGenerator[None, None]:
         failure = error
         if isinstance(error, CertificateError):
             logger.warning("refused: %s", error)
-    except Exception:
+    except Exception as error:
         logger.exception("a call failed in a way that was not foreseen")
-        failure = TransportError("T11", "the aggregator failed; its log says why", permanent=True)
+        # what the machine did (a full disk, no descriptor left) may be over when it is tried again
+        message, permanent = (
+            "the aggregator failed; its log says why",
+            not isinstance(error, OSError),
+        )
+        failure = TransportError("T11", message, permanent=permanent)
     await context.abort(
         grpc.StatusCode.ABORTED, failure.code, ((crossing.METADATA, crossing.pack(failure)),)
     )

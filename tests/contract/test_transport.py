@@ -208,13 +208,13 @@ def test_a_poll_returns_after_its_wait(run):
     run(body)
 
 
-def test_fifty_polls_are_held_at_once(run):
+def test_many_polls_are_held_at_once(run):
     async def body(shelf, link):
-        polls = [asyncio.create_task(link.next(Next(STAMP, 60.0))) for _ in range(50)]
-        await until(lambda: shelf.waiting == 50)
+        polls = [asyncio.create_task(link.next(Next(STAMP, 60.0))) for _ in range(30)]
+        await until(lambda: shelf.waiting == 30)
         assert (await link.hello(Hello(STAMP))).lease_s == 12.5  # the line is not blocked
         shelf.news.set()
-        assert await asyncio.gather(*polls) == [ORDERS] * 50
+        assert await asyncio.gather(*polls) == [ORDERS] * 30
 
     run(body)
 
