@@ -135,7 +135,7 @@ def read_head(header: bytes, allowed: Collection[Chain]) -> Head:
             raise WireError("W02", f"packet entries out of order: {before.name!r}, {after.name!r}")
     for spec, chain in zip(specs, chains, strict=True):
         if chain.lossy and spec.dtype not in FLOATING:
-            raise WireError("W22", f"{spec.name}: {spec.dtype} in codecs that are for floats")
+            raise WireError("W22", f"{spec.name!r}: {spec.dtype} in codecs that are for floats")
     return Head(specs, chains, numbers, base, seed)
 
 

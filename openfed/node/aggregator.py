@@ -449,6 +449,7 @@ class Aggregator:
             if growing.at != offset:
                 raise WireError("W04", f"expected bytes from {growing.at}, got from {offset}")
             async for block in blocks:
+                self._check_latest(open, push, peer.name)
                 await asyncio.to_thread(growing.append, block)
                 del block  # or it would be held until the next one comes
             try:
@@ -457,12 +458,18 @@ class Aggregator:
                 if error.code == "W04" and not open.ask.takes(peer.name):
                     return  # it is over meanwhile, and what came has been swept: the report says so
                 raise
-        if open.uploads[peer.name].name != push.upload:
+        try:
+            self._check_latest(open, push, peer.name)
+        except WireError:
             self._forget(digest, peer.name)
-            raise WireError("W04", "another upload has taken the place of this one")
+            raise
         open.uploads[peer.name].digest = digest
         raw = self._raw if open.assignment.updates else growing.at
         self._moved(open.assignment, peer.name, "up", "update", growing.at, raw, began)
+
+    def _check_latest(self, open: Open, push: Push, name: str) -> None:
+        if open.uploads[name].name != push.upload:  # its file has been unlinked, and would grow on
+            raise WireError("W04", "another upload has taken the place of this one")
 
     def _moved(
         self, asked: Assignment, name: str, direction: str, payload: str, size: int, raw: int,
@@ -580,7 +587,7 @@ class Aggregator:
             with self.spool.packet(report.digest, name, limit=limit, allowed=chains) as packet:
                 check_reply(self.lock, packet, open.assignment)
         except (TaskError, WireError) as error:
-            return Reply(name, "", 0, error.code, error.message), {}
+            return Reply(name, "", 0, error.code, error.message[:2000]), {}
         return Reply(name, report.digest, packet.size), packet.numbers
 
     # -- carrying out ----------------------------------------------------------------------------

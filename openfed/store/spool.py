@@ -180,7 +180,10 @@ class Growing:
         except BlockingIOError:
             self.file.close()
             raise TransportError("T14", "another transfer of these bytes is under way") from None
-        except OSError:  # such as: it has just been swept
+        except FileNotFoundError:  # between the two openings: another upload, or the ask's end
+            self.file.close()
+            raise TransportError("T14", "these bytes have just been swept") from None
+        except OSError:
             self.file.close()
             raise
 

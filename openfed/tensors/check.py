@@ -96,5 +96,5 @@ def frame_limit(signature: Signature, numbers: int = 4 << 20) -> int:
 
 
 def _list(names: Collection[str]) -> str:
-    shown = ", ".join(repr(name) for name in sorted(names)[:3])
+    shown = ", ".join(repr(name[:80]) for name in sorted(names)[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,10 +12,10 @@ from blake3 import blake3
 from openfed.ask.machine import Ask
 from openfed.codec.chain import Chain, make_chain
 from openfed.codec.packet import Head, packet_blocks
-from openfed.errors import OpenFedError, PolicyError
+from openfed.errors import OpenFedError, PolicyError, TransportError
 from openfed.node.aggregator import Aggregator
 from openfed.store.journal import Journal, Reply
-from openfed.store.spool import Spool
+from openfed.store.spool import Growing, Spool
 from openfed.tensors.frame import Held
 from openfed.tensors.record import Record, signature_of
 from openfed.wire.messages import (
@@ -239,6 +239,59 @@ def test_another_upload_replaces_what_came_before_it(desk):
         assert here.spool.has(whole, "one")
         assert await here.aggregator.push_offset(ONE, Push(here.stamp, "ask1", "third")) == 0
         assert not here.spool.has(whole, "one")
+
+    desk(body)
+
+
+def test_an_upload_that_another_has_replaced_takes_no_more_bytes(desk):
+    """Its file has no name any more, and would grow unseen."""
+
+    async def body(here):
+        await here.open()
+        first, second = Push(here.stamp, "ask1", "first"), Push(here.stamp, "ask1", "second")
+        given = []
+
+        async def endless():
+            while True:
+                given.append(b"abc")
+                yield given[-1]
+                await here.aggregator.push_offset(ONE, second)
+
+        assert await here.aggregator.push_offset(ONE, first) == 0
+        with pytest.raises(OpenFedError, match="W04"):
+            await here.aggregator.push_blocks(ONE, first, 0, endless())
+        assert len(given) == 2
+
+    desk(body)
+
+
+def test_an_upload_that_is_swept_while_it_begins_can_be_tried_again(desk, monkeypatch):
+    async def body(here):
+        await here.open()
+        push = Push(here.stamp, "ask1", "upload")
+        assert await here.aggregator.push_offset(ONE, push) == 0
+        recall = Growing._recall
+
+        def swept(growing):
+            growing.part.unlink()
+            recall(growing)
+
+        monkeypatch.setattr(Growing, "_recall", swept)
+        with pytest.raises(TransportError, match="T14") as caught:
+            await sends(here, push, b"the end")
+        assert not caught.value.permanent
+
+    desk(body)
+
+
+@pytest.mark.parametrize("name", ["m" * 1_000_000, "\x1b[2J"])
+def test_what_is_told_of_a_bad_name_is_short_and_can_be_printed(desk, name):
+    async def body(here):
+        await here.open()
+        verdict = await here.answer(numbers={"n": (5.0,), name: (1.0,)})
+        (reply,) = here.journal.ask("ask1").replies
+        assert verdict.code == reply.code == "K25"
+        assert len(reply.message) < 300 and reply.message.isprintable()
 
     desk(body)
 
