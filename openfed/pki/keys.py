@@ -1,6 +1,7 @@
 """Keys: ECDSA ones for certificates, an Ed25519 one that signs for a node. PEM bytes in and out."""
 
-from cryptography.exceptions import InvalidSignature
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -20,6 +21,18 @@ CURVES: dict[str, tuple[ec.EllipticCurve, hashes.SHA256 | hashes.SHA384]] = {
     "P-384": (ec.SECP384R1(), hashes.SHA384()),
 }
 _BY_CURVE = {curve.name: name for name, (curve, _) in CURVES.items()}
+
+
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for certificates and requests that are none, or of a kind that it does
+not know; much of it only when a part is looked at."""
 
 
 def create_key(kind: str = "P-256", passphrase: bytes | None = None) -> bytes:

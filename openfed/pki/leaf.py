@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from openfed.errors import CertificateError
-from openfed.pki.keys import CURVES, curve_kind, load_key
+from openfed.pki.keys import CURVES, UNREADABLE, curve_kind, load_key
 from openfed.pki.peer import Peer, parse_peer_uri
 
 
@@ -32,7 +32,7 @@ def read_certificates(pem: bytes) -> list[x509.Certificate]:
     """Every certificate of `pem`, at least one. Raises C01."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CertificateError("C01", "expected a certificate in PEM format") from error
 
 
@@ -48,13 +48,13 @@ def peer_of(certificate: x509.Certificate) -> Peer:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except UNREADABLE:
         uris = []
     found = parse_peer_uri(uris[0]) if len(uris) == 1 else None
     if found is None:
         raise CertificateError(
             "C17",
-            f"the certificate of {certificate.subject.rfc4514_string()!r} names no node: expected "
+            f"the certificate of {_subject(certificate)!r} names no node: expected "
             f"one openfed://federation/role/name, found {uris}",
         )
     ends = certificate.not_valid_after_utc.timestamp()
@@ -167,7 +167,7 @@ def _issued_by(issued: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         issued.verify_directly_issued_by(issuer)
         return issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
+    except (InvalidSignature, TypeError, *UNREADABLE):
         return False
 
 
@@ -203,30 +203,42 @@ def unknown_roots(trusted_pem: bytes, offered_pem: bytes, chain_pem: bytes) -> l
         f"sha256:{root.fingerprint(hashes.SHA256()).hex()}"
         for root in read_certificates(offered_pem)
         if root not in trusted
-        and not any(
-            (root.subject, root.public_key()) == (c.subject, c.public_key()) for c in vouched
-        )
+        and not any((root.subject, _key(root)) == (c.subject, _key(c)) for c in vouched)
     ]
+
+
+def _key(certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except UNREADABLE as error:
+        raise CertificateError("C01", "a certificate of a kind that openfed never makes") from error
 
 
 def _certifies(root: x509.Certificate, cross: x509.Certificate) -> bool:
     """Whether `root` made `cross` another authority."""
     try:
         authority = cross.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except UNREADABLE:
         return False
     return authority and _issued_by(cross, root)
 
 
 def _signed(signer: x509.Certificate, message: bytes, signature: bytes) -> bool:
-    key = signer.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return False
     try:
+        key = signer.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
         key.verify(signature, message, ec.ECDSA(CURVES[curve_kind(key)][1]))
-    except InvalidSignature:
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    try:
+        return certificate.subject.rfc4514_string()
+    except UNREADABLE:
+        return "?"
 
 
 def _who(peer: Peer) -> str:

@@ -11,7 +11,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from openfed.errors import CertificateError
-from openfed.pki.keys import CURVES, curve_kind, identity_public, load_key, sign, verify
+from openfed.pki.keys import (
+    CURVES,
+    UNREADABLE,
+    curve_kind,
+    identity_public,
+    load_key,
+    sign,
+    verify,
+)
 from openfed.pki.peer import node_name
 
 MOST_BYTES = 16 << 10
@@ -43,11 +51,12 @@ def proven_key(request: Request) -> ec.EllipticCurvePublicKey:
     try:
         csr = x509.load_pem_x509_csr(request.csr)
         key = csr.public_key()
-    except (ValueError, x509.UnsupportedGeneralNameType) as error:
+        curve_kind(key)
+        signed = csr.is_signature_valid
+    except UNREADABLE as error:
         raise CertificateError("C01", "the certificate request is not one in PEM format") from error
-    curve_kind(key)
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    if not csr.is_signature_valid:
+    if not signed:
         raise CertificateError("C03", "the request is not signed by the key that it names")
     if not verify(request.identity, _SIGNED + request.csr, request.signature):
         raise CertificateError("C03", "the request is not signed by the identity key that it names")

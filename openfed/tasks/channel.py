@@ -93,11 +93,12 @@ async def write_message(writer: asyncio.StreamWriter, message: Message) -> None:
 
 async def read_message(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     """The next message, or None at the end. Raises: WireError: bad framing."""
+    head = b""
     try:
-        length = _length(await reader.readexactly(4))
-        return _decode(await reader.readexactly(length))
+        head = await reader.readexactly(4)
+        return _decode(await reader.readexactly(_length(head)))
     except asyncio.IncompleteReadError as error:
-        if error.expected == 4 and not error.partial:
+        if not head and not error.partial:
             return None
         raise _cut_off(len(error.partial), error.expected or 0) from error
 
