@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from openfed.errors import OpenFedError
 from openfed.flow.fedavg import fedavg
 from openfed.flow.federation import Federation
 from openfed.node.accounts import Accounts
@@ -19,10 +20,13 @@ from openfed.node.aggregator import (
 )
 from openfed.node.conduct import Ended, Flow, conduct, read_initial
 from openfed.node.trainer import Trainer
+from openfed.pki.keys import Signer
+from openfed.pki.peer import AGGREGATOR
 from openfed.plan.lock import Lock
 from openfed.plan.site import Site
 from openfed.registry import AGGREGATES, STRATEGIES
 from openfed.store.journal import Journal
+from openfed.store.ledger import check_key
 from openfed.store.runs import JOURNAL, run_folder
 from openfed.store.spool import Spool
 from openfed.strategy.reduce import weighted_mean
@@ -41,12 +45,24 @@ def make_flow(lock: Lock) -> Flow:
     return flow
 
 
-def open_journal(workspace: Path, run: str, plan_digest: str) -> Journal:
-    """The run's journal; a new one begins with the run's id and plan."""
-    journal = Journal(run_folder(workspace, run) / JOURNAL)
+def open_journal(workspace: Path, run: str, lock: Lock, signer: Signer | None = None) -> Journal:
+    """The run's journal; a new one begins with the run's id and plan. `signer` signs its ledger.
+
+    Raises: OpenFedError J09: the ledger was begun with another identity key.
+    """
+    journal = Journal(run_folder(workspace, run) / JOURNAL, signer)
+    told = {"federation": lock.plan.federation, "aggregator": AGGREGATOR}
+    told |= {"model": lock.model_digest}
     if journal.fact("run") is None:
-        facts = {"run": run, "plan_digest": plan_digest, "status": "running", "reason": ""}
-        journal.set_facts({**facts, "began": str(time.time())})
+        facts = {"run": run, "plan_digest": lock.digest, "status": "running", "reason": ""}
+        journal.begin({**facts, "began": str(time.time())}, told)
+    elif not journal.head.number:
+        journal.adopt(told)
+    try:
+        check_key(journal.entries()[0], journal.identity)
+    except OpenFedError:
+        journal.close()
+        raise
     return journal
 
 
@@ -97,10 +113,13 @@ def make_agent(
     facts: Mapping[str, str] | None = None,
     approval: bytes = b"",
     site: Site | None = None,
+    aggregator_key: bytes | None = None,
 ) -> Agent:
-    """A collaborator's agent; its state lives under the run's folder."""
+    """A collaborator's agent; its state lives under the run's folder. `aggregator_key`: as the
+    authority's roster has it."""
 
     def state_folder(run: str) -> Path:
         return run_folder(workspace, run) / "agents" / name
 
-    return Agent(name, lock, link, trainer, state_folder, said, facts, approval, site)
+    told = (facts, approval, site, aggregator_key)
+    return Agent(name, lock, link, trainer, state_folder, said, *told)

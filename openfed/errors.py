@@ -1420,6 +1420,67 @@ CODES: dict[str, Explanation] = {
         "The aggregator was told to stop before the run had ended.",
         "Start it again: the run resumes where it was.",
     ),
+    # -- J: the ledger -------------------------------------------------------------------------
+    "J01": Explanation(
+        "an entry of the ledger was changed",
+        "An entry's hash is not that of its content, or the line is not one that openfed writes: "
+        "somebody, or a disk, changed it after it was written.",
+        "Get the ledger again from the aggregator (its journal has it too) and verify that. If the "
+        "journal itself is changed, the run proves nothing any more: find out who could write it.",
+    ),
+    "J02": Explanation(
+        "entries of the ledger are missing, twice, out of order or of another history",
+        "Entries are numbered from 1 and each holds the hash of the one before it; here they do "
+        "not follow each other.",
+        "Get the whole ledger again from the aggregator. If it is the same there, entries were "
+        "taken away, added or moved: compare it with what the sites have kept (--against).",
+    ),
+    "J03": Explanation(
+        "a signature is not the aggregator's",
+        "The aggregator signs each entry with its identity key; this signature is not one of that "
+        "key over this entry, this run and this plan.",
+        "See that the key is the aggregator's: cert/roster.json names it, or --key. If it is, the "
+        "entry was not written by this aggregator.",
+    ),
+    "J04": Explanation(
+        "the ledger contradicts itself",
+        "What an entry tells cannot follow from those before it, such as an ask that accepts a "
+        "reply that was never counted, or a round without the one before.",
+        "No aggregator of openfed writes such a ledger: ask its operator what was changed.",
+    ),
+    "J05": Explanation(
+        "a site has seen another history",
+        "A site keeps what the aggregator said of its ledger: numbers and hashes, signed. What it "
+        "has kept is not in this ledger, so the aggregator told two histories, or rewrote or cut "
+        "one: an old copy of the run's folder that was put back does that too.",
+        "Trust neither until the operator has explained it. What the site has kept is signed by "
+        "the aggregator: keep both files.",
+    ),
+    "J06": Explanation(
+        "the journal says something else than its ledger",
+        "Asks, replies, rounds and the end of the run are in tables of the journal and, in the "
+        "same transactions, in its ledger. Here the two differ: a table was edited.",
+        "Begin a new run with --new; what the ledger says is signed, what the table says is not.",
+    ),
+    "J07": Explanation(
+        "what the aggregator says of its ledger is refused",
+        "The aggregator's identity key is not the one that this site knows, a head of its ledger "
+        "or a receipt is not signed by it, or the receipt is of another reply. The site stops, "
+        "since it could not prove later that its update was counted.",
+        "Compare the fingerprints of the key with the aggregator's operator. After the aggregator "
+        "got a new identity key, bring the roster from the authority again.",
+    ),
+    "J08": Explanation(
+        "there is no ledger to verify",
+        "There is no run here, or the file is no ledger, or what is compared is of another run.",
+        "Name the file that the aggregator wrote (save/ledger.jsonl), or go to its workspace.",
+    ),
+    "J09": Explanation(
+        "the ledger was begun with another identity key",
+        "All entries of a run's ledger are signed with one key; cert/aggregator/identity.key is "
+        "another one now.",
+        "Put the key that began the run back, or begin a new run with --new.",
+    ),
     # -- F: flows and runs ----------------------------------------------------------------------
     "F01": Explanation(
         "quorum not reached",

@@ -133,6 +133,7 @@ PURPOSES = (
     ("local.yaml", "where each site's data is, for runs on this machine; stays here"),
     ("site.yaml", "what only this site decides; stays here"),
     ("approved", "what this site approved, and copies for later comparison; stays here"),
+    ("save/ledger.jsonl", "what the run did, signed, for `fx ledger verify`; names the sites"),
     ("save", "the model, for anyone you give it to"),
     ("cert/authority.pem", "the authority's certificate, public; goes to every node"),
     ("cert/roster.json", "who takes part and who no longer does, signed; public"),

@@ -21,6 +21,7 @@ COMMANDS = {
     "aggregator": "Certify and start the aggregator of this workspace.",
     "collaborator": "Certify, approve for and start one collaborator of this workspace.",
     "pki": "Show, renew and revoke the federation's certificates; replace its root.",
+    "ledger": "Verify what a run's aggregator has written down, against what the sites were told.",
     "model": "Convert and inspect model files.",
     "status": "Say where the latest run of this workspace stands.",
     "doctor": "Look for what would keep this node from taking part, and say what to do about it.",

@@ -23,6 +23,7 @@ from openfed.flow import metrics as scores
 from openfed.flow.offers import Offers, frames
 from openfed.plan.lock import Lock
 from openfed.store.journal import AskRow, Journal, Turn
+from openfed.store.ledger import DECODED
 from openfed.store.packets import PacketFile
 from openfed.store.scratch import scratch
 from openfed.store.spool import Spool, blob_name
@@ -68,9 +69,6 @@ class Port(Protocol):
 
 _SITES = "sites/"
 """Notes of who took part in a round, where the plan does not name the sites."""
-
-_DECODED = " decoded"
-"""Where a turn keeps what the sites have decoded, beside the flow's own state."""
 
 
 _UP = "up_s"
@@ -201,7 +199,7 @@ class Federation:
         self._port.settle(self._round)
         before = (row for row in self._journal.asks(self._round - 1) if row.round < self._round)
         found = sorted((r.collaborator, r.digest, r.size) for row in before for r in row.kept)
-        kept: Any = self._journal.note(f"late/{self._round:08d}", [list(each) for each in found])
+        kept: Any = self._journal.count_late(self._round, [list(each) for each in found])
         for name, blob, size in kept:
             yield self._answer(name, blob, size)
 
@@ -254,15 +252,18 @@ class Federation:
             payloads.append(self._offers.exact("frozen", self._frozen))
         id = _ask_id(self.run, self._round, self._ordinal, task, settings, cohort, payloads)
         row = self._journal.ask_at(self._round, self._ordinal)
+        asking = self._asking(id, cohort, wanted, keeps_late=updates)
         if row is None:
-            self._journal.open_ask(id, self._round, self._ordinal, task)
+            told: dict[str, Json] = {"cohort": cohort, "quorum": asking.quorum}
+            told["payloads"] = {each.name: each.digest for each in payloads}
+            self._journal.open_ask(id, self._round, self._ordinal, task, told)
             row = self._journal.ask(id)
             assert row is not None
         elif row.id != id:
             place = f"round {self._round}, ask {self._ordinal}"
             raise OpenFedError("F02", f"{place}: the journal holds another ask ({row.task}) there")
         self._ordinal += 1
-        ask = replayed(row, self._asking(row.id, cohort, wanted, keeps_late=updates))
+        ask = replayed(row, asking)
         if row.met is None:
             fields = {"round": self._round_shown(), "task": task, "cohort": list(cohort)}
             self._emit("ask.opened", fields)
@@ -335,7 +336,7 @@ class Federation:
     def _commit(self, round: int, state: State) -> None:
         encoded = {name: self._encode(name, value) for name, value in state.items()}
         if self._offers.decoded:
-            encoded[_DECODED] = {"frame": self._offers.decoded}
+            encoded[DECODED] = {"frame": self._offers.decoded}
         self._journal.commit_turn(Turn(round, encoded), self._clock())
         self._spool.keep_only(self._needed(round, encoded))
         for name, value in encoded.items():
@@ -353,9 +354,9 @@ class Federation:
 
     def _restore(self, encoded: Mapping[str, Any], state: State) -> None:
         """Fill `state`, and what the handle itself carries from round to round."""
-        self._offers.decoded = encoded.get(_DECODED, {}).get("frame", "")
+        self._offers.decoded = encoded.get(DECODED, {}).get("frame", "")
         for name, value in encoded.items():
-            if name != _DECODED:
+            if name != DECODED:
                 frame = value.get("frame")
                 state[name] = self._load(name, frame) if frame else value["value"]
 

@@ -31,7 +31,9 @@ from openfed.launch.trust import LiveRoster, Shown, approval, beside, consent, k
 from openfed.node.aggregator import Interrupted
 from openfed.node.handshakes import counted
 from openfed.node.trainer import SocketTrainer
-from openfed.pki.files import load_identity
+from openfed.pki.files import load_identity, load_identity_key
+from openfed.pki.keys import signer
+from openfed.pki.peer import AGGREGATOR
 from openfed.pki.request import Request
 from openfed.plan.lock import Lock, read_lock, verify_files
 from openfed.store.runs import hold, run_folder
@@ -100,8 +102,9 @@ async def _run_aggregator(
     said = partial(_noted, emit)
     roster = LiveRoster(workspace.cert, said)
     renewing = partial(renewed, workspace, workspace.desk)
+    key = signer(load_identity_key(workspace.cert, AGGREGATOR))
     held = hold(run_folder(root, run))
-    journal = open_journal(root, run, lock.digest)
+    journal = open_journal(root, run, lock, key)
     try:
         agreed = consent(workspace, lock, roster)
         aggregator, go = make_aggregator(
@@ -191,7 +194,9 @@ async def run_agent(
     )
     patience = Policy(deadline_s=lock.plan.timeouts.connect)
     link = retrying(dialled, patience, told=_announced(said, address))
-    agent = make_agent(root, lock, name, link, trainer, said, _facts(isolation), approved, site)
+    roster = LiveRoster(workspace.cert, said).now()
+    told = (_facts(isolation), approved, site, roster.identity(AGGREGATOR) if roster else None)
+    agent = make_agent(root, lock, name, link, trainer, said, *told)
     renew = partial(_renew, dialled, lock)
     lives = partial(keep_renewed, workspace.cert, identity, renew, dialled.show, said)
     try:

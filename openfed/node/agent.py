@@ -36,6 +36,7 @@ from openfed.plan.lock import Lock
 from openfed.plan.site import Limits, Site
 from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
 from openfed.store.spool import WHOLE
+from openfed.store.witness import FILE, Witness
 from openfed.tasks.base import Task
 from openfed.tasks.seeds import derive
 from openfed.tensors.check import check_entries, check_numbers, frame_limit
@@ -91,12 +92,14 @@ class Agent:
         facts: Mapping[str, str] | None = None,
         approval: bytes = b"",
         site: Site | None = None,
+        aggregator_key: bytes | None = None,
     ) -> None:
+        """`aggregator_key`: the identity key that the authority's roster has of the aggregator."""
         self.name, self.lock, self._link, self._trainer = name, lock, link, trainer
         self._limits = site.limits if site else Limits()
         self._filters, self._once = site.filters if site else (), once(site)
         self._state_folder, self._said, self._facts = state_folder, said, dict(facts or {})
-        self._approval = approval
+        self._approval, self._aggregator_key = approval, aggregator_key
         self._run_id = ""
         self._working: dict[str, asyncio.Task[None]] = {}
         self._training: set[str] = set()  # of the asks at work, those that can still be dropped
@@ -118,9 +121,14 @@ class Agent:
         self._run_id = welcome.stamp.run
         if not _RUN_ID.fullmatch(self._run_id):
             raise WireError("W10", f"{self._run_id[:40]!r} is not the id of a run")
-        self._store = LocalStore(self._state_folder(self._run_id))
-        self._said(f"joined run {self._run_id}")
+        folder = self._state_folder(self._run_id)
+        self._store = LocalStore(folder)
+        about = (self.name, self._run_id, self.lock.digest)
+        self._witness = Witness(folder / FILE, *about, self._aggregator_key, self._said)
         try:
+            self._witness.greeted(welcome.identity)
+            self._witness.told(welcome.head, self._witness.last)
+            self._said(f"joined run {self._run_id}")
             for owed in self._store.unsettled():
                 await self._settle(owed, await self._deliver(owed))
             ended = await self._take_part()
@@ -130,6 +138,7 @@ class Agent:
             for work in self._working.values():
                 work.cancel()
             await asyncio.gather(*self._working.values(), return_exceptions=True)
+            self._witness.close()
             self._store.close()
 
     async def _settle_all(self) -> None:
@@ -160,12 +169,14 @@ class Agent:
         self._reap()
         holding = tuple(ask for ask in self._working if ask not in self._cancelled)
         asking = Next(self._stamp(), min(WAIT_S, self.lock.plan.timeouts.idle * 0.4), holding)
+        since = self._witness.last
         call = asyncio.create_task(self._link.next(asking))
         try:
             while not call.done():
                 waited = {call, *self._working.values()}
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 self._reap()
+            self._witness.told(call.result().head, since)
             return call.result()
         finally:
             call.cancel()
@@ -223,6 +234,9 @@ class Agent:
     async def _settle(self, owed: Owed, verdict: Verdict) -> None:
         """Record the ruling; adopt, or forget, the states that the reply proposed."""
         accepted = verdict.ruling in (Ruling.ACCEPTED, Ruling.DUPLICATE)
+        if accepted:
+            kept = partial(self._witness.receipt, verdict.receipt, owed.ask, owed.digest)
+            await to_the_end(asyncio.to_thread(kept))
         settling = asyncio.to_thread(self._store.settle, owed, verdict.ruling, accepted=accepted)
         await to_the_end(settling)
         if not accepted:

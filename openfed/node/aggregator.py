@@ -44,6 +44,7 @@ from openfed.pki.request import Request
 from openfed.pki.roster import Roster
 from openfed.plan.lock import Lock
 from openfed.store.journal import LATE, AskRow, Journal, Reply
+from openfed.store.ledger import APPROVED
 from openfed.store.spool import Spool
 from openfed.tensors.check import ABOUT
 from openfed.tensors.update import update_signature
@@ -346,15 +347,27 @@ class Aggregator:
             if self._consent:
                 self._consent(peer, hello.approval)
         if hello.facts:  # none: somebody looks whether they would be admitted
-            told = {f"site {peer.name}": json.dumps(dict(hello.facts), sort_keys=True)}
-            if self._consent:
-                told[_approval(peer.name)] = hello.approval.decode()
-            await asyncio.to_thread(self.journal.set_facts, told)
+            approval = hello.approval.decode() if self._consent else ""
+            await asyncio.to_thread(self._greeted, peer.name, dict(hello.facts), approval)
             self._seen(peer.name)
             if level := hello.facts.get("isolation"):
                 said = {"collaborator": peer.name, "isolation": level}
                 self._emit("node.described", said)
-        return Welcome(self._stamp(hello.stamp), self.state, self._lease_s)
+        identity, head = self.journal.identity, self.journal.head
+        return Welcome(self._stamp(hello.stamp), self.state, self._lease_s, identity, head)
+
+    def _greeted(self, name: str, facts: dict[str, str], approval: str) -> None:
+        """What a site tells of itself; its approval also goes into the ledger, once for each key
+        that the authority has certified: a site cannot fill the disk with fresh ones."""
+        told = {f"site {name}": json.dumps(facts, sort_keys=True)}
+        with self.journal.transaction():
+            known = self.journal.fact(_approval(name)) or "{}"
+            if approval:
+                told[_approval(name)] = approval
+                shown = json.loads(approval)
+                if shown["public_key"] != json.loads(known).get("public_key"):
+                    self.journal.enter(APPROVED, {"collaborator": name, "approval": shown})
+            self.journal.set_facts(told)
 
     async def next(self, peer: Peer, next: Next) -> Orders:
         self._admit(peer, next.stamp)
@@ -369,7 +382,7 @@ class Aggregator:
         if orders.state.ended:
             self._here[peer.name] = True
             self._replies.ring()
-        return orders
+        return replace(orders, head=self.journal.head)
 
     def _seen(self, name: str) -> float:
         """Note when a collaborator was heard."""
@@ -511,7 +524,9 @@ class Aggregator:
         if ruling is Ruling.ACCEPTED and reply.code and report.failure is None:
             ruling, code = Ruling.REFUSED, reply.code
         message = reply.message or (CODES[code].title if code else "")
-        return Verdict(self._stamp(report.stamp), ruling, code, message)
+        counts = ruling in (Ruling.ACCEPTED, Ruling.DUPLICATE) and not report.failure
+        receipt = self.journal.receipt(report.ask, name) if counts else b""
+        return Verdict(self._stamp(report.stamp), ruling, code, message, receipt)
 
     # -- checks ----------------------------------------------------------------------------------
 
@@ -630,7 +645,8 @@ class Aggregator:
         mine = [reply for reply in row.replies if reply.collaborator == name]
         counted = any(reply.digest == report.digest for reply in mine)
         ruling = Ruling.DUPLICATE if counted else Ruling.LATE
-        return Verdict(self._stamp(report.stamp), ruling)
+        receipt = self.journal.receipt(report.ask, name) if counted else b""
+        return Verdict(self._stamp(report.stamp), ruling, receipt=receipt)
 
     # -- telling people --------------------------------------------------------------------------
 

@@ -30,6 +30,9 @@ from openfed.wire.messages import RunState
 
 Flow = Callable[[Federation], Tensors]
 
+LEDGER = "ledger.jsonl"
+"""The export of a run's ledger, one entry a line, in the folder of its models."""
+
 FAREWELL_S = 10.0
 """How long an aggregator stays to tell its collaborators that the run has ended."""
 
@@ -76,9 +79,8 @@ async def conduct(
         state, reason = RunState.FAILED, f"F03  {type(error).__name__}: {error}"
         told = f"F03  {CODES['F03'].title}"
     await asyncio.to_thread(_save, lock, handle, saved, accounts.emit)
-    await asyncio.to_thread(
-        journal.set_facts, {"status": state.value, "reason": reason, "ended": str(time.time())}
-    )
+    await asyncio.to_thread(journal.end, state.value, reason)
+    await asyncio.to_thread(_export, journal, saved)
     summary = summarise(lock, journal, saved)
     seconds = {"total": time.monotonic() - began, "training": accounts.training}
     summary["seconds"] = {**seconds, "imports": accounts.imports}
@@ -94,6 +96,7 @@ def _train(lock: Lock, handle: Federation, flow: Flow, saved: Path) -> None:
         for which in ("last", "best"):
             (saved / f"{lock.plan.name}_{which}.safetensors").unlink(missing_ok=True)
         (saved / "manifest.json").unlink(missing_ok=True)
+        (saved / LEDGER).unlink(missing_ok=True)
     with np.errstate(over="ignore", invalid="ignore"):  # the handle refuses what is not finite
         flow(handle)
 
@@ -118,6 +121,11 @@ def _save(lock: Lock, handle: Federation, saved: Path, emit: Emit) -> None:
     content = {**about, "models": listed, "versions": _versions(), "sites": handle.sites()}
     text = json.dumps(content, indent=2, sort_keys=True)
     write_whole(saved / "manifest.json", text.encode() + b"\n")
+
+
+def _export(journal: Journal, saved: Path) -> None:
+    """The whole ledger, beside the models that it is about."""
+    write_whole(saved / LEDGER, b"".join(line + b"\n" for line in journal.entries()))
 
 
 def read_initial(saved: Path, lock: Lock) -> Tensors:

@@ -1,5 +1,8 @@
 """Keys: ECDSA ones for certificates, an Ed25519 one that signs for a node. PEM bytes in and out."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -93,13 +96,39 @@ def sign(identity_pem: bytes, message: bytes) -> bytes:
     return _identity(identity_pem).sign(message)
 
 
+@dataclass(frozen=True)
+class Signer:
+    """An identity key that is loaded once, for who signs often."""
+
+    public: bytes  # 32 raw bytes
+    sign: Callable[[bytes], bytes]
+
+
+def signer(identity_pem: bytes) -> Signer:
+    key = _identity(identity_pem)
+    return Signer(key.public_key().public_bytes_raw(), key.sign)
+
+
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` is that of `message` under the 32 raw bytes `public`."""
+    return verifier(public)(message, signature)
+
+
+def verifier(public: bytes) -> Callable[[bytes, bytes], bool]:
+    """(message, signature) -> whether it is one under the 32 raw bytes `public`."""
+
+    def verify(message: bytes, signature: bytes) -> bool:
+        try:
+            key.verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+        key = Ed25519PublicKey.from_public_bytes(public)
+    except ValueError:
+        return lambda message, signature: False
+    return verify
 
 
 def _identity(pem: bytes) -> Ed25519PrivateKey:

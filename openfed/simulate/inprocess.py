@@ -28,7 +28,7 @@ async def run_inprocess(
     The initial model is the workspace's, as for a networked run; the models are saved there too.
     """
     held = hold(run_folder(root, run))
-    journal = open_journal(root, run, lock.digest)
+    journal = open_journal(root, run, lock)
     try:
         roster = _roster(lock, trainers)
         aggregator, go = make_aggregator(root, lock, run, journal, emit, roster=lambda: roster)

@@ -1,20 +1,27 @@
 """The journal: the one durable truth of a run, in SQLite.
 
 A method returns only when what it wrote would survive a loss of power (WAL, synchronous=FULL).
+What happened to asks and turns is also entered in the ledger, in the same transactions.
 Nothing here decides: it stores what `openfed.ask` and the flow decided, in the order it happened.
 """
 
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openfed.errors import OpenFedError
+from openfed.errors import CODES, OpenFedError
+from openfed.pki.keys import Signer
+from openfed.store import ledger
+from openfed.store.ledger import LATE as LATE
+from openfed.store.ledger import NOTHING, following, read_entry
 from openfed.typing import Json
+from openfed.wire.messages import Head
 
 _TABLES = """
 create table if not exists facts (name text primary key, value text not null);
@@ -29,11 +36,9 @@ create table if not exists turns (
   round integer primary key, state text not null, at real not null);
 create table if not exists notes (
   seq integer primary key, key text not null unique, value text not null);
+create table if not exists ledger (
+  number integer primary key, entry text not null, reply text unique);
 """
-
-
-LATE = "R11"
-"""Code of a reply that came after its ask was closed, and is kept for the next round."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ class Journal:
     Raises: OpenFedError S10 from any method: the file is damaged or the disk refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, signer: Signer | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`signer`: of the ledger's entries; `clock`: when they were made, for people."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.RLock()
         with _translated(path):
@@ -92,7 +100,11 @@ class Journal:
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
             self._db.executescript(_TABLES)
-        self._path = path
+        self._path, self._clock = path, clock
+        self._sign = signer.sign if signer else None
+        self.identity = signer.public if signer else b""
+        self._run, self._plan = self.fact("run") or "", self.fact("plan_digest") or ""
+        self.head = self._tip = self._last_head()
 
     def close(self) -> None:
         """Waits for what another thread is writing; what comes later is refused with S10."""
@@ -107,12 +119,14 @@ class Journal:
                 yield
                 return
             self._db.execute("begin immediate")
+            self._tip = self.head
             try:
                 yield
             except BaseException:
                 self._db.execute("rollback")
                 raise
             self._db.execute("commit")
+            self.head = self._tip
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock, _translated(self._path):
@@ -121,6 +135,51 @@ class Journal:
     def _write(self, query: str, *values: object) -> None:
         with self.transaction():
             self._db.execute(query, values)
+
+    # -- the ledger ----------------------------------------------------------------------------
+
+    def begin(self, facts: Mapping[str, str], told: Mapping[str, Json]) -> None:
+        """The run's facts, with `run` and `plan_digest`, and the ledger's first entry."""
+        self._run, self._plan = facts["run"], facts["plan_digest"]
+        with self.transaction():
+            self.set_facts(facts)
+            self.enter(ledger.BEGUN, self._named(told))
+
+    def adopt(self, told: Mapping[str, Json]) -> None:
+        """Begin the ledger of a run that an older version began without one."""
+        turn = self.turn()
+        self.enter(ledger.ADOPTED, {**self._named(told), "round": turn.round if turn else -1})
+
+    def _named(self, told: Mapping[str, Json]) -> dict[str, Json]:
+        return {**told, "run": self._run, "plan": self._plan, "key": self.identity.hex()}
+
+    def enter(self, kind: str, content: Mapping[str, Json], reply: str | None = None) -> None:
+        """`head` is the new entry once the transaction is durable. `reply` finds it again."""
+        with self.transaction():
+            at = float(self._clock())
+            entry = following(self._tip, at, kind, content, self._run, self._plan, self._sign)
+            query = "insert into ledger values (?, ?, ?)"
+            self._write(query, entry.number, entry.line().decode(), reply)
+            self._tip = entry.head
+
+    def entries(self) -> list[bytes]:
+        """The lines of the ledger, in their order."""
+        rows = self._rows("select entry from ledger order by number")
+        return [str(line).encode() for (line,) in rows]
+
+    def receipt(self, ask: str, collaborator: str) -> bytes:
+        """The entry of a reply that counts, or is kept to count; empty where none does."""
+        query = "select entry from ledger where reply = ?"
+        rows = self._rows(query, f"{ask} {collaborator}")
+        return str(rows[0][0]).encode() if rows else b""
+
+    def _last_head(self) -> Head:
+        rows = self._rows("select entry from ledger order by number desc limit 1")
+        try:
+            return read_entry(str(rows[0][0]).encode()).head if rows else NOTHING
+        except ValueError as error:
+            message = f"{self._path}: the last entry of the ledger: {error}"
+            raise OpenFedError("S10", message) from error
 
     # -- facts about the run -------------------------------------------------------------------
 
@@ -162,14 +221,29 @@ class Journal:
             assert row is not None
             yield row
 
-    def open_ask(self, id: str, round: int, ordinal: int, task: str) -> None:
+    def open_ask(
+        self, id: str, round: int, ordinal: int, task: str, told: Mapping[str, Json] | None = None
+    ) -> None:
+        """`told`: what the ledger says of it besides: cohort, quorum, payloads' digests."""
         query = "insert into asks (id, round, ordinal, task) values (?, ?, ?, ?)"
-        self._write(query, id, round, ordinal, task)
+        about: dict[str, Json] = {"ask": id, "round": round, "ordinal": ordinal, "task": task}
+        with self.transaction():
+            self._write(query, id, round, ordinal, task)
+            self.enter(ledger.OPENED, {**(told or {}), **about})
 
     def add_reply(self, ask: str, reply: Reply) -> None:
         values = (reply.collaborator, reply.digest, reply.size, reply.code, reply.message)
         columns = "ask, collaborator, digest, size, code, message"
-        self._write(f"insert into replies ({columns}) values (?, ?, ?, ?, ?, ?)", ask, *values)
+        about: dict[str, Json] = {"ask": ask, "collaborator": reply.collaborator}
+        about |= {"digest": reply.digest, "size": reply.size}
+        with self.transaction():
+            self._write(f"insert into replies ({columns}) values (?, ?, ?, ?, ?, ?)", ask, *values)
+            if reply.code == LATE:
+                self.enter(ledger.KEPT, about, f"{ask} {reply.collaborator}")
+            elif reply.code:  # its message may hold what only the site and its aggregator may know
+                self.enter(ledger.EXCLUDED, {**about, "code": reply.code})
+            else:
+                self.enter(ledger.COUNTED, about, f"{ask} {reply.collaborator}")
 
     def counts(self, collaborator: str, digest: str) -> bool:
         """Whether these bytes are a reply of this collaborator to any ask."""
@@ -180,7 +254,11 @@ class Journal:
         self._write("update asks set elapsed_s = ? where id = ?", seconds, ask)
 
     def close_ask(self, ask: str, met: bool) -> None:
-        self._write("update asks set met = ? where id = ?", int(met), ask)
+        query = "select collaborator from replies where ask = ? and code = '' order by collaborator"
+        with self.transaction():
+            self._write("update asks set met = ? where id = ?", int(met), ask)
+            accepted = [str(name) for (name,) in self._rows(query, ask)]
+            self.enter(ledger.CLOSED, {"ask": ask, "accepted": accepted, "met": met})
 
     # -- turns and notes -----------------------------------------------------------------------
 
@@ -190,8 +268,20 @@ class Journal:
         return Turn(rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def commit_turn(self, turn: Turn, at: float) -> None:
+        """`turn.state`: the values of the flow's state, tensors as {"frame": digest}."""
         text = json.dumps(turn.state, sort_keys=True)
-        self._write("insert into turns values (?, ?, ?)", turn.round, text, at)
+        with self.transaction():
+            self._write("insert into turns values (?, ?, ?)", turn.round, text, at)
+            self.enter(ledger.COMMITTED, {"round": turn.round, **ledger.turn_told(text)})
+
+    def end(self, state: str, reason: str) -> None:
+        """The run is over for good: completed, failed or aborted. `reason` begins with a code."""
+        facts = {"status": state, "reason": reason, "ended": str(self._clock())}
+        code = reason[:3] if reason[:3] in CODES else ""  # the rest may be one site's words
+        with self.transaction():
+            self.set_facts(facts)
+            model = self.fact("last") or ""
+            self.enter(ledger.ENDED, {"state": state, "code": code, "model": model})
 
     def note(self, key: str, value: Json) -> Json:
         """Remember `value` under `key`, once; returns what is remembered (the first)."""
@@ -200,6 +290,14 @@ class Journal:
             self._write(query, key, json.dumps(value, sort_keys=True))
             rows = self._rows("select value from notes where key = ?", key)
         return json.loads(rows[0][0])  # type: ignore[no-any-return]
+
+    def count_late(self, round: int, found: list[Json]) -> Json:
+        """Note which late replies, as [name, digest, bytes], count in this round; once."""
+        key = f"late/{round:08d}"
+        with self.transaction():
+            if found and not self.notes(key):
+                self.enter(ledger.LATE_COUNTED, {"round": round, "replies": found})
+            return self.note(key, found)
 
     def notes(self, prefix: str) -> list[tuple[str, Any]]:
         """(key, value) of the notes whose key starts with `prefix`, in the order they were made."""

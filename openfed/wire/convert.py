@@ -24,6 +24,7 @@ from openfed.wire.messages import (
     Assignment,
     Blob,
     Failure,
+    Head,
     Hello,
     Next,
     Orders,
@@ -47,6 +48,7 @@ MOST_MESSAGE = 1 << 20  # bytes
 MOST_ID, MOST_TEXT, MOST_TRACEBACK, MOST_ITEMS, MOST_SETTINGS = 200, 4_000, 20_000, 1_024, 1 << 18
 MOST_SIZE = 1 << 50  # bytes of a blob
 MOST_PEM = 64 << 10  # bytes of a request, a chain, roots
+MOST_RECEIPT = 4 << 10
 MOST_ROUND = 1 << 31
 MOST_SECONDS = 1e9
 
@@ -116,8 +118,18 @@ def _to_hello(hello: Hello) -> pb.Hello:
 
 def _to_welcome(welcome: Welcome) -> pb.Welcome:
     return pb.Welcome(
-        stamp=_to_stamp(welcome.stamp), state=_to_state(welcome.state), lease_s=welcome.lease_s
+        stamp=_to_stamp(welcome.stamp),
+        state=_to_state(welcome.state),
+        lease_s=welcome.lease_s,
+        identity=welcome.identity,
+        head=_to_head(welcome.head),
     )
+
+
+def _to_head(head: Head | None) -> pb.Head | None:
+    if head is None or not head.number:
+        return None
+    return pb.Head(number=head.number, hash=head.hash, signature=head.signature)
 
 
 def _to_assignment(assignment: Assignment) -> pb.Assignment:
@@ -145,6 +157,7 @@ def _to_orders(orders: Orders) -> pb.Orders:
         lease_s=orders.lease_s,
         assignment=None if orders.assignment is None else _to_assignment(orders.assignment),
         cancel=orders.cancel,
+        head=_to_head(orders.head),
     )
 
 
@@ -187,6 +200,7 @@ def _to_verdict(verdict: Verdict) -> pb.Verdict:
         ruling=pb.Ruling.Name(list(Ruling).index(verdict.ruling) + 1),
         code=verdict.code,
         message=_clean(verdict.message, MOST_TEXT),
+        receipt=verdict.receipt,
     )
 
 
@@ -251,6 +265,18 @@ def _from_welcome(found: pb.Welcome) -> Welcome:
         _from_stamp("Welcome", found),
         _enum("Welcome.state", _STATES, found.state),
         _seconds("Welcome.lease_s", found.lease_s),
+        _bytes("Welcome.identity", found.identity, 32),
+        _from_head("Welcome", found),
+    )
+
+
+def _from_head(where: str, found: Any) -> Head | None:
+    if not found.HasField("head"):
+        return None
+    return Head(
+        _integer(f"{where}.head.number", found.head.number, least=1),
+        _digest(f"{where}.head.hash", found.head.hash),
+        _bytes(f"{where}.head.signature", found.head.signature, 64),
     )
 
 
@@ -306,6 +332,7 @@ def _from_orders(found: pb.Orders) -> Orders:
         _seconds("Orders.lease_s", found.lease_s),
         _from_assignment(found.assignment) if found.HasField("assignment") else None,
         _ids("Orders.cancel", found.cancel),
+        _from_head("Orders", found),
     )
 
 
@@ -350,6 +377,7 @@ def _from_verdict(found: pb.Verdict) -> Verdict:
         _enum("Verdict.ruling", _RULINGS, found.ruling),
         _id("Verdict.code", found.code, empty=True),
         _text("Verdict.message", found.message, MOST_TEXT),
+        _bytes("Verdict.receipt", found.receipt, MOST_RECEIPT),
     )
 
 

@@ -77,14 +77,28 @@ class Hello(_message.Message):
     def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., facts: _Optional[_Mapping[str, str]] = ..., approval: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("stamp", "state", "lease_s")
+    __slots__ = ("stamp", "state", "lease_s", "identity", "head")
     STAMP_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     stamp: Stamp
     state: RunState
     lease_s: float
-    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    identity: bytes
+    head: Head
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., lease_s: _Optional[float] = ..., identity: _Optional[bytes] = ..., head: _Optional[_Union[Head, _Mapping]] = ...) -> None: ...
+
+class Head(_message.Message):
+    __slots__ = ("number", "hash", "signature")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    hash: str
+    signature: bytes
+    def __init__(self, number: _Optional[int] = ..., hash: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("name", "digest", "size", "blobs")
@@ -137,20 +151,22 @@ class Next(_message.Message):
     def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., wait_s: _Optional[float] = ..., holding: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Orders(_message.Message):
-    __slots__ = ("stamp", "state", "reason", "lease_s", "assignment", "cancel")
+    __slots__ = ("stamp", "state", "reason", "lease_s", "assignment", "cancel", "head")
     STAMP_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     stamp: Stamp
     state: RunState
     reason: str
     lease_s: float
     assignment: Assignment
     cancel: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., reason: _Optional[str] = ..., lease_s: _Optional[float] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., cancel: _Optional[_Iterable[str]] = ...) -> None: ...
+    head: Head
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., reason: _Optional[str] = ..., lease_s: _Optional[float] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., cancel: _Optional[_Iterable[str]] = ..., head: _Optional[_Union[Head, _Mapping]] = ...) -> None: ...
 
 class Pull(_message.Message):
     __slots__ = ("stamp", "digest", "offset")
@@ -231,13 +247,15 @@ class Renewed(_message.Message):
     def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., chain: _Optional[bytes] = ..., anchors: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("stamp", "ruling", "code", "message")
+    __slots__ = ("stamp", "ruling", "code", "message", "receipt")
     STAMP_FIELD_NUMBER: _ClassVar[int]
     RULING_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     stamp: Stamp
     ruling: Ruling
     code: str
     message: str
-    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., ruling: _Optional[_Union[Ruling, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    receipt: bytes
+    def __init__(self, stamp: _Optional[_Union[Stamp, _Mapping]] = ..., ruling: _Optional[_Union[Ruling, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., receipt: _Optional[bytes] = ...) -> None: ...

@@ -11,7 +11,7 @@ from openfed.pki.peer import Peer as Peer
 from openfed.pki.request import Request
 from openfed.typing import Json
 
-PROTOCOL = (2, 0)
+PROTOCOL = (2, 1)
 """(major, minor): another major is refused by name, an unknown minor is tolerated."""
 
 CAPABILITIES: tuple[str, ...] = ("packet/2",)
@@ -67,10 +67,21 @@ class Hello:
 
 
 @dataclass(frozen=True)
+class Head:
+    """How far the aggregator's ledger goes: its last entry, as it has signed it."""
+
+    number: int  # 0: there is none
+    hash: str  # SHA-256, hex
+    signature: bytes = b""  # 64 bytes; empty: the aggregator has no identity key
+
+
+@dataclass(frozen=True)
 class Welcome:
     stamp: Stamp  # with the run's id
     state: RunState
     lease_s: float
+    identity: bytes = b""  # 32 bytes: the key that signs heads and receipts; empty: nothing does
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ class Orders:
     lease_s: float
     assignment: Assignment | None = None
     cancel: tuple[str, ...] = ()
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -193,3 +205,4 @@ class Verdict:
     ruling: Ruling
     code: str = ""
     message: str = ""
+    receipt: bytes = b""  # of a reply that counts: its entry in the ledger

@@ -353,7 +353,7 @@ def test_a_run_that_fails_before_its_first_round_shows_no_model_of_an_earlier_on
     ended = here.run("r2")
     assert ended.state == "failed" and ended.summary["model"] is None
     left = {path.name for path in (here.root / "save").iterdir()}
-    assert left == {"toy_init.safetensors", "manifest.json"}
+    assert left == {"toy_init.safetensors", "manifest.json", "ledger.jsonl"}
 
 
 def test_what_one_site_says_when_it_fails_is_not_told_to_another(lab):

@@ -734,9 +734,12 @@ def test_whoever_still_pushes_when_a_round_is_committed_learns_it_from_its_repor
 # -- consent ---------------------------------------------------------------------------------------
 
 
+SIGNED = b'{"name": "one", "public_key": "aa"}'
+
+
 def test_a_site_that_has_not_shown_its_approval_is_refused_in_every_call(desk):
     def consent(peer, approval):
-        if approval != b"signed":
+        if approval != SIGNED:
             raise PolicyError("R22", "no approval")
 
     async def body(here):
@@ -749,7 +752,7 @@ def test_a_site_that_has_not_shown_its_approval_is_refused_in_every_call(desk):
             lambda: service.push_offset(ONE, Push(here.stamp, "ask1", "upload")),
             lambda: service.report(ONE, Report(here.stamp, "ask1", "0" * 64, 5)),
         ]
-        for approval in (b"", b"signed"):  # a hello without facts only looks
+        for approval in (b"", SIGNED):  # a hello without facts only looks
             with contextlib.suppress(PolicyError):
                 await service.hello(ONE, Hello(here.stamp, {}, approval))
         for call in calls:
@@ -757,9 +760,9 @@ def test_a_site_that_has_not_shown_its_approval_is_refused_in_every_call(desk):
                 await call()
             assert caught.value.code == "R23"
 
-        await service.hello(ONE, Hello(here.stamp, {"isolation": "process"}, b"signed"))
+        await service.hello(ONE, Hello(here.stamp, {"isolation": "process"}, SIGNED))
         assert (await service.next(ONE, polling)).assignment
-        assert here.journal.fact("approval one") == "signed", "kept with the run"
+        assert here.journal.fact("approval one") == SIGNED.decode(), "kept with the run"
         here.aggregator = here.served(consent)  # restarted
         await here.open()
         assert (await here.aggregator.next(ONE, polling)).assignment

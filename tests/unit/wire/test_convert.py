@@ -28,6 +28,7 @@ from openfed.wire.messages import (
     Assignment,
     Blob,
     Failure,
+    Head,
     Hello,
     Next,
     Orders,
@@ -47,6 +48,7 @@ from openfed.wire.messages import (
 
 DIGEST = "0123456789abcdef" * 4
 STAMP = Stamp("fed", "run-1", DIGEST, "op-1", attempt=3, protocol=(2, 7), capabilities=("a", "b"))
+HEAD = Head(7, DIGEST, b"s" * 64)
 ASSIGNMENT = Assignment(
     ask="run-1/3/0",
     task="train",
@@ -71,6 +73,9 @@ MESSAGES = [
     Report(STAMP, "ask", DIGEST, 7),
     Report(STAMP, "ask", failure=Failure("K01", "it broke", "line 1\n\tline 2")),
     Verdict(STAMP, Ruling.LATE, "R01", "too late"),
+    Welcome(STAMP, RunState.RUNNING, 1.0, b"k" * 32, HEAD),
+    Orders(STAMP, RunState.RUNNING, "", 30.0, head=HEAD),
+    Verdict(STAMP, Ruling.ACCEPTED, receipt=b'{"number":7}'),
     Hello(STAMP, {}, b'{"digest": "0"}'),
     Renew(STAMP, Request(b"csr", b"i" * 32, b"s" * 64)),
     Renewed(STAMP, b"chain", b"roots"),
@@ -146,6 +151,11 @@ BAD_VALUES = [
     Hello(STAMP, {str(i): "x" for i in range(1025)}),
     Hello(STAMP, {"": "x"}),
     Welcome(STAMP, RunState.RUNNING, math.inf),
+    Welcome(STAMP, RunState.RUNNING, 1.0, b"k" * 33),
+    Welcome(STAMP, RunState.RUNNING, 1.0, b"", Head(7, "abc")),
+    Orders(STAMP, RunState.RUNNING, "", 1.0, head=Head(1 << 60, DIGEST)),
+    Orders(STAMP, RunState.RUNNING, "", 1.0, head=Head(7, DIGEST, b"s" * 65)),
+    Verdict(STAMP, Ruling.ACCEPTED, receipt=b"x" * 4097),
     Report(STAMP, "ask"),
     Report(STAMP, "ask", DIGEST, 7, Failure("K01", "both")),
     Report(STAMP, "ask", failure=Failure("", "no code")),

@@ -16,19 +16,20 @@ FIELDS = """
 Block
 Stamp 1:federation 2:run 3:plan_digest 4:operation 5:attempt 6:major 7:minor 8:capabilities
 Hello 1:stamp 2:facts 3:approval
-Welcome 1:stamp 2:state 3:lease_s
+Welcome 1:stamp 2:state 3:lease_s 4:identity 5:head
+Head 1:number 2:hash 3:signature
 Payload 1:name 2:digest 3:size 4:blobs
 Blob 1:digest 2:size 3:base
 Assignment 1:ask 2:task 3:round 4:settings 5:payloads 6:updates 7:limit
 Next 1:stamp 2:wait_s 3:holding
-Orders 1:stamp 2:state 3:reason 4:lease_s 5:assignment 6:cancel
+Orders 1:stamp 2:state 3:reason 4:lease_s 5:assignment 6:cancel 7:head
 Pull 1:stamp 2:digest 3:offset
 Push 1:stamp 2:ask 3:upload 4:digest
 PushOffset 1:offset
 PushEnd
 Failure 1:code 2:message 3:traceback
 Report 1:stamp 2:ask 3:digest 4:size 5:failure
-Verdict 1:stamp 2:ruling 3:code 4:message
+Verdict 1:stamp 2:ruling 3:code 4:message 5:receipt
 Renew 1:stamp 2:csr 3:identity 4:signature
 Renewed 1:stamp 2:chain 3:anchors
 """
