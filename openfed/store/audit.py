@@ -144,9 +144,10 @@ def check_kept(
     """Whether the ledger is the one that a site was told of: J05 if not. J01: a line was changed.
     J03: it is not the aggregator's word. J08: the file is of another run."""
     faults, seen = list[Fault](), list[Seen]()
+    known = {entry.line(): entry for entry in entries.values()}
     for number, line in enumerate(lines, 1):
         try:
-            seen.append(read_seen(line))
+            seen.append(read_seen(line, known))
         except ValueError as error:
             faults.append(Fault("J01", 0, "", f"{path}:{number}: {error}"))
     own = [each for each in seen if each.run == story.run]

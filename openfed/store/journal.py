@@ -37,7 +37,7 @@ create table if not exists turns (
 create table if not exists notes (
   seq integer primary key, key text not null unique, value text not null);
 create table if not exists ledger (
-  number integer primary key, entry text not null, reply text unique);
+  number integer primary key, entry text not null, name text unique);
 """
 
 
@@ -153,13 +153,13 @@ class Journal:
     def _named(self, told: Mapping[str, Json]) -> dict[str, Json]:
         return {**told, "run": self._run, "plan": self._plan, "key": self.identity.hex()}
 
-    def enter(self, kind: str, content: Mapping[str, Json], reply: str | None = None) -> None:
-        """`head` is the new entry once the transaction is durable. `reply` finds it again."""
+    def enter(self, kind: str, content: Mapping[str, Json], name: str | None = None) -> None:
+        """`head` is the new entry once the transaction is durable. `name` finds it again."""
         with self.transaction():
             at = float(self._clock())
             entry = following(self._tip, at, kind, content, self._run, self._plan, self._sign)
             query = "insert into ledger values (?, ?, ?)"
-            self._write(query, entry.number, entry.line().decode(), reply)
+            self._write(query, entry.number, entry.line().decode(), name)
             self._tip = entry.head
 
     def entries(self) -> list[bytes]:
@@ -169,8 +169,10 @@ class Journal:
 
     def receipt(self, ask: str, collaborator: str) -> bytes:
         """The entry of a reply that counts, or is kept to count; empty where none does."""
-        query = "select entry from ledger where reply = ?"
-        rows = self._rows(query, f"{ask} {collaborator}")
+        return self._named_entry(f"{ask} {collaborator}")
+
+    def _named_entry(self, name: str) -> bytes:
+        rows = self._rows("select entry from ledger where name = ?", name)
         return str(rows[0][0]).encode() if rows else b""
 
     def _last_head(self) -> Head:
@@ -280,8 +282,9 @@ class Journal:
         code = reason[:3] if reason[:3] in CODES else ""  # the rest may be one site's words
         with self.transaction():
             self.set_facts(facts)
-            model = self.fact("last") or ""
-            self.enter(ledger.ENDED, {"state": state, "code": code, "model": model})
+            if not self._named_entry(ledger.ENDED):  # else it was told, and the process killed
+                told = {"state": state, "code": code, "model": self.fact("last") or ""}
+                self.enter(ledger.ENDED, told, ledger.ENDED)
 
     def note(self, key: str, value: Json) -> Json:
         """Remember `value` under `key`, once; returns what is remembered (the first)."""

@@ -2,15 +2,16 @@
 replies. Carried to a verification, it shows whether the ledger there is the one that was told here.
 
     {"collaborator", "key", "plan", "run", "head": {"hash", "number", "signature"}}
-    {"collaborator", "key", "plan", "run", "receipt": {...}}         the entry, as in the ledger
+    {"collaborator", "key", "plan", "run", "receipt": "{...}"}    the entry, as in the ledger
 
 `key` is the aggregator's identity key, hex; empty: it signs nothing (a run in one process).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from openfed.errors import WireError
@@ -20,6 +21,8 @@ from openfed.plan.approval import fingerprint
 from openfed.plan.digest import canonical_json
 from openfed.store.ledger import COUNTED, KEPT, Entry, Verify, head_message, read_entry
 from openfed.wire.messages import Head
+
+NONE: Mapping[bytes, Entry] = MappingProxyType({})
 
 FILE = "ledger.jsonl"
 """In the folder of a site's state in a run."""
@@ -40,19 +43,23 @@ class Seen:
         told: dict[str, Any] = {"collaborator": self.collaborator, "key": self.key}
         told |= {"run": self.run, "plan": self.plan}
         if self.receipt:
-            return canonical_json({**told, "receipt": strict_json(self.receipt.line())})
+            return canonical_json({**told, "receipt": self.receipt.line().decode()})
         told["head"] = {"number": self.head.number, "hash": self.head.hash}
         told["head"]["signature"] = self.head.signature.hex()
         return canonical_json(told)
 
 
-def read_seen(line: bytes) -> Seen:
-    """Raises: ValueError: it is no such line."""
+def read_seen(line: bytes, known: Mapping[bytes, Entry] = NONE) -> Seen:
+    """`known`: entries by their lines, which need not be read again.
+
+    Raises: ValueError: it is no such line.
+    """
     try:
         told = strict_json(line)
         name, run, plan, key = (str(told[each]) for each in ("collaborator", "run", "plan", "key"))
         if "receipt" in told:
-            entry = read_entry(canonical_json(told["receipt"]))
+            text = str(told["receipt"]).encode()
+            entry = known.get(text) or read_entry(text)
             return Seen(name, run, plan, key, entry.head, entry)
         head = told["head"]
         signature = bytes.fromhex(head["signature"])
