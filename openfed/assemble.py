@@ -48,7 +48,8 @@ def make_flow(lock: Lock) -> Flow:
 def open_journal(workspace: Path, run: str, lock: Lock, signer: Signer | None = None) -> Journal:
     """The run's journal; a new one begins with the run's id and plan. `signer` signs its ledger.
 
-    Raises: OpenFedError J09: the ledger was begun with another identity key.
+    Raises: OpenFedError J01: the ledger's first entry was changed. J09: another identity key
+    began it.
     """
     journal = Journal(run_folder(workspace, run) / JOURNAL, signer)
     told = {"federation": lock.plan.federation, "aggregator": AGGREGATOR}
@@ -59,7 +60,7 @@ def open_journal(workspace: Path, run: str, lock: Lock, signer: Signer | None = 
     elif not journal.head.number:
         journal.adopt(told)
     try:
-        check_key(journal.entries()[0], journal.identity)
+        check_key(journal.begun(), journal.identity)
     except OpenFedError:
         journal.close()
         raise

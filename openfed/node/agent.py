@@ -133,6 +133,8 @@ class Agent:
                 await self._settle(owed, await self._deliver(owed))
             ended = await self._take_part()
             await self._settle_all()
+            if self._witness.last:
+                self._said(f"for fx ledger verify --against: {self._witness.path}")
             return ended
         finally:
             for work in self._working.values():

@@ -167,6 +167,11 @@ class Journal:
         rows = self._rows("select entry from ledger order by number")
         return [str(line).encode() for (line,) in rows]
 
+    def begun(self) -> bytes:
+        """The ledger's first entry; empty: it has none."""
+        rows = self._rows("select entry from ledger order by number limit 1")
+        return str(rows[0][0]).encode() if rows else b""
+
     def receipt(self, ask: str, collaborator: str) -> bytes:
         """The entry of a reply that counts, or is kept to count; empty where none does."""
         return self._named_entry(f"{ask} {collaborator}")

@@ -90,8 +90,12 @@ def following(
 
 
 def check_key(first: bytes, public: bytes) -> None:
-    """Raises: OpenFedError J09: the ledger with this first entry was begun with another key."""
-    begun = str(read_entry(first).content.get("key", ""))
+    """Raises: OpenFedError J09: the ledger with this first entry was begun with another key. J01:
+    that entry was changed."""
+    try:
+        begun = str(read_entry(first).content.get("key", ""))
+    except ValueError as error:
+        raise OpenFedError("J01", f"entry 1 of the run's ledger: {error}") from error
     if begun != public.hex():
         expected, found = (key[:16] or "none" for key in (begun, public.hex()))
         message = f"expected the identity key {expected} that began the run's ledger, found {found}"
