@@ -156,6 +156,13 @@ def test_a_signature_of_another_key_is_refused():
     assert faults(lines(sign=None)) == [("J03", number) for number in EACH]
 
 
+@pytest.mark.parametrize("number", EACH)
+def test_the_same_entry_in_another_form_is_named(number):
+    spaced = json.dumps(json.loads(WHOLE[number - 1])).encode()
+    for other in (spaced, WHOLE[number - 1] + b" ", WHOLE[number - 1] + b"\r"):
+        assert faults([*WHOLE[: number - 1], other, *WHOLE[number:]]) == [("J01", number)]
+
+
 # -- whatever is changed ---------------------------------------------------------------------------
 
 
