@@ -15,6 +15,7 @@ from openfed.store.journal import Journal, Reply
 from openfed.store.ledger import read_chain, read_entry, story_of
 from openfed.store.runs import JOURNAL
 from openfed.workspace import Workspace
+from tests.unit.node.test_round_policy import Race
 
 KEY = signer(create_identity_key())
 
@@ -77,6 +78,26 @@ def test_a_failed_run_tells_the_code_and_nobodys_words(lab):
     assert (last.content["state"], last.content["code"]) == ("failed", "F01")
     assert judged(here.folder / JOURNAL) == [] and "reply.excluded" in kinds(here.folder / JOURNAL)
     assert b"patient" not in (here.root / "save" / "ledger.jsonl").read_bytes()
+
+
+def test_a_late_update_is_kept_told_and_counted_in_the_next_round(lab):
+    race = Race(lab, "cohort: {quorum: 1, grace: 1s, late: next_round}")
+    here, emit = race.here, race.here.emit
+
+    def watching(kind, fields):
+        emit(kind, fields)
+        if kind == "round.ended":
+            race.gone_on.set()
+
+    here.emit = watching
+    assert here.run().state == "completed"
+    assert judged(here.folder / JOURNAL) == []
+    told = kinds(here.folder / JOURNAL)
+    assert (told.count("reply.kept"), told.count("late.counted")) == (1, 1)
+    found = verified(here)
+    assert found.all_faults == ()
+    trained = [each.round for each in found.kept[1].included if each.task == "train"]
+    assert found.kept[1].collaborator == "two" and trained == [2, 2, 3]
 
 
 @pytest.mark.parametrize("more", ["", "compression_pipeline: {downlink: [{quantize: {bits: 4}}]}"])

@@ -12,6 +12,8 @@ from openfed.store.ledger import (
     COUNTED,
     ENDED,
     EXCLUDED,
+    KEPT,
+    LATE_COUNTED,
     NOTHING,
     OPENED,
     Entry,
@@ -71,6 +73,30 @@ STORY = (
     reply(2, "farm", "K03"),
     reply(2, "mill"),
     closed(2, "mill"),
+    turn(2, "3"),
+    ended(),
+)
+
+
+def kept(round, name, letter="d"):
+    return KEPT, reply(round, name, letter=letter)[1]
+
+
+def counted_late(round, *replies):
+    return LATE_COUNTED, {"round": round, "replies": [[n, digest(x), 9] for n, x in replies]}
+
+
+LATE = (
+    *STORY[:3],
+    ask(1, "1", quorum=1),
+    reply(1, "mill"),
+    closed(1, "mill"),
+    kept(1, "farm"),
+    turn(1, "2"),
+    ask(2, "2", quorum=1),
+    reply(2, "mill"),
+    closed(2, "mill"),
+    counted_late(2, ("farm", "d")),
     turn(2, "3"),
     ended(),
 )

@@ -28,6 +28,7 @@ from openfed.store.witness import Seen
 from tests.unit.store.chains import (
     BEGINNING,
     KEY,
+    LATE,
     PLAN,
     RUN,
     STORY,
@@ -35,10 +36,12 @@ from tests.unit.store.chains import (
     ask,
     chain,
     closed,
+    counted_late,
     digest,
     ended,
     faults,
     forged,
+    kept,
     lines,
     reply,
     turn,
@@ -51,7 +54,8 @@ EACH = range(1, N + 1)
 
 def test_a_ledger_that_nobody_touched_has_no_fault():
     assert faults(WHOLE) == []
-    assert {entry.kind for entry in chain()} | {ADOPTED} == set(KINDS)
+    told = {entry.kind for entry in (*chain(), *chain(LATE))}
+    assert told | {ADOPTED} == set(KINDS)
 
 
 def test_entries_come_back_as_they_were():
@@ -205,6 +209,29 @@ def test_a_signed_entry_with_any_content_is_judged_not_obeyed(kind, content):
     entry = following(chain()[-2].head, 1.0, kind, content, RUN, PLAN, KEY.sign)
     found = faults([*WHOLE[:-1], entry.line()])
     assert found in ([("J04", N)], [])
+
+
+WRONG_LATE = {
+    "kept while the ask was open": ((*LATE[:5], kept(1, "farm")), 6),
+    "kept where there was no quorum": (
+        (*LATE[:5], closed(1, "mill", met=False), kept(1, "farm")),
+        7,
+    ),
+    "kept twice": ((*LATE[:7], kept(1, "farm")), 8),
+    "counted without being kept": ((*LATE[:6], turn(1, "2"), counted_late(2, ("farm", "d"))), 8),
+    "other bytes counted": ((*LATE[:11], counted_late(2, ("farm", "e"))), 12),
+    "counted two rounds later": ((*LATE[:11], counted_late(3, ("farm", "d"))), 12),
+}
+
+
+def test_replies_that_were_kept_count_in_the_next_round():
+    assert faults(lines(LATE)) == []
+
+
+@pytest.mark.parametrize("name", WRONG_LATE)
+def test_a_late_reply_that_cannot_count_is_named(name):
+    told, number = WRONG_LATE[name]
+    assert faults(lines(told)) == [("J04", number)]
 
 
 # -- the story -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from openfed.store.witness import Seen, Witness, read_seen
 from openfed.wire.messages import Head
 from tests.unit.store.chains import (
     KEY,
+    LATE,
     PLAN,
     RUN,
     STORY,
@@ -214,6 +215,22 @@ def test_what_a_site_was_told_is_in_the_ledger_and_its_updates_are_counted():
 def test_a_receipt_of_an_ask_that_is_still_open_includes_nothing_yet():
     found = kept(saw(MINE, receipt=True), ledger=lines(STORY[:6]))
     assert found.faults == () and not found.included[0].accepted
+
+
+def test_a_late_reply_is_included_in_the_round_in_which_it_counts():
+    entry = chain(LATE)[6]
+    seen = replace(saw(entry, receipt=True), collaborator="farm")
+    found = kept(seen, ledger=lines(LATE)).included[0]
+    assert (found.round, found.accepted) == (2, True)
+    found = kept(seen, ledger=lines(LATE[:9])).included[0]
+    assert (found.round, found.accepted) == (1, False)
+
+
+def test_a_receipt_of_a_late_reply_is_taken(tmp_path):
+    witness = Witness(tmp_path / "seen", "farm", RUN, PLAN, KEY.public, print)
+    witness.greeted(KEY.public)
+    assert witness.receipt(chain(LATE)[6].line(), "ask1", digest("d"))
+    witness.close()
 
 
 @pytest.mark.parametrize("number", range(1, len(STORY) + 1))
