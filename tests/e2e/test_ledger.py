@@ -85,7 +85,7 @@ def test_a_ledger_that_was_put_back_stops_the_sites(workspace):
     here.start("aggregator", "start")
     for site in (farm, mill):
         assert site.wait(60) == 4
-        assert "J05" in here.said(site) and "now ends with 6" in here.said(site)
+        assert "J05  " in here.said(site)  # shorter than it was, or another one
     assert verify(here, code=1)["sites"][0]["faults"][0]["code"] == "J05"
 
 
