@@ -7,6 +7,8 @@ BENCHES = {
     "limits": "what this machine can do: gRPC, TLS, memory, hashing, zstd",
     "rounds": "a round without training: openfed beside the bare round",
     "memory": "peak memory of the aggregator",
+    "soak": "what the aggregator holds after hundreds of rounds",
+    "crowd": "a thousand sites at one aggregator",
     "codecs": "speed, bits and error of every codec",
     "accuracy": "what compression loses in accuracy and saves of all bytes",
     "peers": "openfed beside other frameworks, on the same work",

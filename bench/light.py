@@ -18,7 +18,7 @@ from openfed.launch.node import PATIENCE, load_lock
 from openfed.node.trainer import Inputs, Result
 from openfed.pki.files import load_identity
 from openfed.plan.lock import Lock
-from openfed.tasks.base import Task
+from openfed.tasks.base import VALIDATE, Task
 from openfed.tensors.frame import FrameFile, open_frame
 from openfed.transport.grpc import GrpcLink
 from openfed.transport.retry import retrying
@@ -44,12 +44,15 @@ class LightTrainer:
         self.versions: Mapping[str, str] = {}
 
     async def run(self, task: Task, inputs: Inputs, limit: int) -> Result:
+        if task.name == VALIDATE:
+            n = 100.0
+            return Result({"n": (n,), "metrics/validate/loss": (n * self.number, n)})
         frame = open_frame(inputs.model, limit=1 << 48)
         return Result({"n": (100.0,)}, Trained(frame.descriptor, frame.layout, self.number))
 
 
-async def take_part(root: Path, lock: Lock, name: str, number: int, address: str) -> None:
-    identity = load_identity(root / "cert", name)
+async def take_part(root: Path, lock: Lock, name: str, address: str) -> None:
+    identity, number = load_identity(root / "cert", name), lock.plan.named.index(name) + 1
     link = retrying(GrpcLink(address, identity), PATIENCE)
     try:
         await make_agent(root, lock, name, link, LightTrainer(number), lambda text: None).run()
@@ -59,8 +62,7 @@ async def take_part(root: Path, lock: Lock, name: str, number: int, address: str
 
 async def main(root: Path, address: str, names: list[str]) -> None:
     lock = load_lock(root)
-    agents = [take_part(root, lock, name, i, address) for i, name in enumerate(names, 1)]
-    await asyncio.gather(*agents)
+    await asyncio.gather(*(take_part(root, lock, name, address) for name in names))
 
 
 if __name__ == "__main__":

@@ -7,30 +7,23 @@ the formula. `--big` needs about 60 GB of disk and 16 GiB of memory, and root fo
 
 import argparse
 import json
-import queue
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import report, task, workspace
+from bench import alone, report, task, workspace
 from bench.meter import MIB, anonymous_mb, peak_mb
-from openfed.launch.federation import aggregator_spec, certificates
-from openfed.launch.initial import initialize
-from openfed.launch.places import dialled, with_port
-from openfed.launch.processes import Exit, Line, Processes
-from openfed.plan.load import load_plan
-from openfed.store.runs import new_run_id
 from openfed.tensors.model_file import read_model
-from openfed.workspace import Workspace, open_workspace
+from openfed.workspace import Workspace
 
 ROUNDS = 2
 MEAN, MEDIAN = "fedavg", "median"
@@ -118,58 +111,22 @@ def one(n: int, mb: int, strategy: str, folder: str | None, group: Path | None =
     with tempfile.TemporaryDirectory(prefix="openfed-bench-", dir=folder) as root:
         names = workspace.site_names(n)
         workspace.write(Path(root), names, mb, ROUNDS, None, strategy, content="index")
-        opened = open_workspace(root)
-        lock, _, _ = initialize(opened, load_plan(opened.plan, ()), Processes(), lambda text: None)
-        certificates(opened, lock, lock.plan.named)
-        listen = with_port(lock.listen)
-        address = dialled(lock.advertise[0], listen)
-        opened.runs.mkdir(mode=0o700, exist_ok=True)
-        told: queue.SimpleQueue[Line | Exit] = queue.SimpleQueue()
-        node = Processes().start(aggregator_spec(opened, new_run_id(), listen), told.put)
-        pid = node.pid  # type: ignore[attr-defined]  # what `Processes` starts is a process
-        if group is not None:
-            (group / "cgroup.procs").write_text(str(pid))
-        peak, begun = Peak(), time.monotonic()
-        threading.Thread(target=peak.watch, args=(pid,), daemon=True).start()
-        sites = [sys.executable, "-m", "bench.light", root, address, *names]
-        playing = subprocess.Popen(sites)
-        try:
-            ended(told, opened, playing)
-            peak.look(pid)
-            peak.seconds = time.monotonic() - begun
-        finally:
-            peak.over.set()
-            with suppress(subprocess.TimeoutExpired):
-                playing.wait(30)
-            playing.kill()
-            playing.wait()
-            node.stop()
-            node.wait(10)
-        check(opened, mb, n, strategy)
+        peak = Peak()
+        with alone.aggregator(Path(root)) as serving:
+            if group is not None:
+                (group / "cgroup.procs").write_text(str(serving.pid))
+            threading.Thread(target=peak.watch, args=(serving.pid,), daemon=True).start()
+            begun = time.monotonic()
+            try:
+                with alone.sites(serving, names) as players:
+                    for _ in serving.events(players):
+                        pass
+                    peak.look(serving.pid)
+                    peak.seconds = time.monotonic() - begun
+            finally:
+                peak.over.set()
+        check(serving.workspace, mb, n, strategy)
         return peak
-
-
-def ended(
-    told: "queue.SimpleQueue[Line | Exit]", opened: Workspace, playing: subprocess.Popen[bytes]
-) -> None:
-    """Returns when the run has completed; whatever else ends, ends the bench."""
-    while True:
-        try:
-            news = told.get(timeout=1)
-        except queue.Empty:
-            if playing.poll():
-                raise SystemExit("the sites ended before the run did") from None
-            continue
-        if isinstance(news, Exit):
-            log = opened.log("aggregator")
-            words = log.read_text()[-2000:] if log.exists() else ""
-            killed = " (killed: it needed more memory than it may use?)" if news.code == -9 else ""
-            raise SystemExit(f"the aggregator ended with code {news.code}{killed}\n{words}")
-        event = json.loads(news.text)
-        if event["event"] == "run.ended":
-            if event["status"] != "completed":
-                raise SystemExit(f"the run {event['status']}: {event['reason']}")
-            return
 
 
 def check(opened: Workspace, mb: int, n: int, strategy: str) -> None:

@@ -77,6 +77,20 @@ def anonymous_mb(pid: int) -> float:
     return _status(pid, "RssAnon")
 
 
+def rss_mb(pid: int) -> float:
+    """Resident memory now, in MiB."""
+    return _status(pid, "VmRSS")
+
+
+def descriptors(pid: int) -> int:
+    """Open file descriptors now."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
 def _status(pid: int, key: str) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -12,13 +12,16 @@ from bench import task
 def write(
     root: Path,
     names: Sequence[str],
-    mb: int,
+    mb: float,
     rounds: int,
     pipeline: Mapping[str, Any] | None = None,
     strategy: str = "fedavg",
     content: str = "gaussian",
+    scores: bool = False,
+    retention: Any = "none",
 ) -> None:
-    """`pipeline`: the plan's compression_pipeline; with one, updates are gaussian noise."""
+    """`pipeline`: the plan's compression_pipeline; with one, updates are gaussian noise. `scores`:
+    the sites validate, too; `retention`: of the updates."""
     settings = {"mb": mb, "noise": pipeline is not None, "content": content}
     plan: dict[str, Any] = {
         "federation": "bench",
@@ -31,7 +34,11 @@ def write(
         "data_loader": "src.task:site",
         "tasks": ["train"],
         "strategy": strategy,
+        "retention": {"updates": retention},
     }
+    if scores:
+        plan["tasks"] = ["validate", "train"]
+        plan["task_runner"]["numpy"]["validate"] = "src.task:validate"
     if pipeline is not None:
         plan["compression_pipeline"] = dict(pipeline)
     for folder in ("plan", "src"):
@@ -44,7 +51,8 @@ def write(
 
 
 def site_names(count: int) -> list[str]:
-    return [f"site{number:02d}" for number in range(1, count + 1)]
+    digits = max(2, len(str(count)))
+    return [f"site{number:0{digits}d}" for number in range(1, count + 1)]
 
 
 def expected_move(count: int, rounds: int) -> float:
