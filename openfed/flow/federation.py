@@ -49,8 +49,8 @@ class Port(Protocol):
         ...
 
     def wait(self, ask: str, seen: int, within_s: float | None) -> AskRow | None:
-        """Block until the ask has more than `seen` replies in the journal, or is closed; None:
-        not within so many seconds."""
+        """Block until the ask has more than `seen` replies in the journal, or is closed; with
+        those after them. None: not within so many seconds."""
         ...
 
     def present(self, fewest: int, within_s: float | None) -> tuple[str, ...]:
@@ -165,10 +165,10 @@ class Federation:
         row, ask = self._open(task, payload, names, dict(settings or {}), updates, wanted)
         seen = 0
         while True:
-            for reply in row.replies[seen:]:
+            for reply in row.replies:
                 if not reply.code:
                     yield self._answer(reply.collaborator, reply.digest, reply.size)
-            seen = len(row.replies)
+            seen += len(row.replies)
             if row.met is not None:
                 break
             found = self._port.wait(row.id, seen, self._left_s())
@@ -177,7 +177,8 @@ class Federation:
             row = found
         self._lasts()
         if not row.met:
-            raise OpenFedError("F01", _shortfall(row, ask))
+            whole = self._journal.ask(row.id)
+            raise OpenFedError("F01", _shortfall(whole or row, ask))
 
     def reduce(
         self, task: str, model: Tensors, *, settings: Mapping[str, Json] | None = None

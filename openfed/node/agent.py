@@ -20,6 +20,7 @@ from openfed.errors import PolicyError, TaskError, WireError
 from openfed.flow.fedavg import task_settings
 from openfed.flow.metrics import check_sums, declared
 from openfed.node.encoding import Update, encode_reply, lossy_specs
+from openfed.node.lease import Lease
 from openfed.node.site_limits import (
     OWN,
     allowed_numbers,
@@ -44,6 +45,7 @@ from openfed.tensors.frame import Held, Source, source_blocks
 from openfed.tensors.record import Record, is_local, layout_of
 from openfed.tensors.update import travelling, update_signature
 from openfed.transport.base import Blocks, Link
+from openfed.transport.heard import hearing
 from openfed.wire.messages import (
     ENOUGH,
     Assignment,
@@ -93,9 +95,12 @@ class Agent:
         approval: bytes = b"",
         site: Site | None = None,
         aggregator_key: bytes | None = None,
+        lease: Lease | None = None,
     ) -> None:
         """`aggregator_key`: the identity key that the authority's roster has of the aggregator."""
-        self.name, self.lock, self._link, self._trainer = name, lock, link, trainer
+        self.name, self.lock, self._trainer = name, lock, trainer
+        self._lease = lease or Lease()
+        self._link = hearing(link, self._lease.heard)
         self._limits = site.limits if site else Limits()
         self._filters, self._once = site.filters if site else (), once(site)
         self._state_folder, self._said, self._facts = state_folder, said, dict(facts or {})
@@ -119,12 +124,14 @@ class Agent:
         """
         welcome = await self._link.hello(Hello(self._stamp(), self._facts, self._approval))
         self._run_id = welcome.stamp.run
+        self._lease.grant(welcome.lease_s)
         if not _RUN_ID.fullmatch(self._run_id):
             raise WireError("W10", f"{self._run_id[:40]!r} is not the id of a run")
         folder = self._state_folder(self._run_id)
         self._store = LocalStore(folder)
         about = (self.name, self._run_id, self.lock.digest)
         self._witness = Witness(folder / FILE, *about, self._aggregator_key, self._said)
+        keeping = asyncio.create_task(self._keep_lease())
         try:
             self._witness.greeted(welcome.identity)
             self._witness.told(welcome.head, self._witness.last)
@@ -137,6 +144,7 @@ class Agent:
                 self._said(f"for fx ledger verify --against: {self._witness.path}")
             return ended
         finally:
+            keeping.cancel()
             for work in self._working.values():
                 work.cancel()
             await asyncio.gather(*self._working.values(), return_exceptions=True)
@@ -153,6 +161,7 @@ class Agent:
     async def _take_part(self) -> tuple[RunState, str]:
         while True:
             orders = await self._ordered()
+            self._lease.grant(orders.lease_s)
             if orders.state.ended:
                 self._said(
                     f"run {orders.state.value}{': ' if orders.reason else ''}{orders.reason}"
@@ -165,31 +174,54 @@ class Agent:
             if orders.assignment and orders.assignment.ask not in self._working:
                 work = asyncio.create_task(self._work(orders.assignment))
                 self._working[orders.assignment.ask] = work
+                self._training.add(orders.assignment.ask)
 
     async def _ordered(self) -> Orders:
-        """The answer to one `next`; meanwhile, a fault in the work at hand is raised at once."""
+        """The answer to `next`; meanwhile, a fault in the work at hand is raised at once, and once
+        work is dropped it is asked for anew."""
         self._reap()
-        holding = tuple(ask for ask in self._working if ask not in self._cancelled)
-        asking = Next(self._stamp(), min(WAIT_S, self.lock.plan.timeouts.idle * 0.4), holding)
-        since = self._witness.last
-        call = asyncio.create_task(self._link.next(asking))
-        try:
-            while not call.done():
-                waited = {call, *self._working.values()}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                self._reap()
-            self._witness.told(call.result().head, since)
-            return call.result()
-        finally:
-            call.cancel()
+        while True:
+            holding = tuple(ask for ask in self._working if ask not in self._cancelled)
+            asking = Next(self._stamp(), min(WAIT_S, self._lease.seconds * 0.4), holding)
+            since = self._witness.last
+            call = asyncio.create_task(self._link.next(asking))
+            try:
+                while not call.done():
+                    waited = {call, *self._working.values()}
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                    if not self._reap().isdisjoint(holding) and not call.done():
+                        break
+                else:
+                    self._witness.told(call.result().head, since)
+                    return call.result()
+            finally:
+                call.cancel()
 
-    def _reap(self) -> None:
-        """Forget finished work; what it could not report ends the agent."""
+    def _reap(self) -> set[str]:
+        """Forget finished work; what it could not report ends the agent. Returns: the asks whose
+        work was dropped."""
+        dropped = set()
         for ask, work in list(self._working.items()):
             if work.done():
                 del self._working[ask]
-                if not work.cancelled() and (error := work.exception()) is not None:
+                self._training.discard(ask)
+                if work.cancelled():
+                    dropped.add(ask)
+                elif (error := work.exception()) is not None:
                     raise error
+        return dropped
+
+    async def _keep_lease(self) -> None:
+        """Stop what is computed for an aggregator that gives no sign of life: when it is back, it
+        asks again for what it still wants. What is encoded is owed, and is sent then."""
+        while True:
+            await self._lease.over()
+            silence = f"nothing heard from the aggregator for {self._lease.seconds:g} s"
+            stopped = ": the task at work is stopped" if self._training else ""
+            self._said(f"{silence}{stopped}; still trying")
+            for ask in self._training:
+                self._working[ask].cancel()
+            await self._lease.renewed()
 
     async def _work(self, assignment: Assignment) -> None:
         async with self._turn:
@@ -198,16 +230,18 @@ class Agent:
                 if owed is None or owed.ruling:
                     if owed is not None and self._once:
                         raise TaskError("K32", f"{assignment.task}: made once, and ruled on")
-                    self._training.add(assignment.ask)
                     owed, verdict = await self._answer(assignment)
                 else:
+                    self._training.discard(assignment.ask)
                     verdict = await self._deliver(owed)
             except TaskError as error:
+                self._training.discard(assignment.ask)
                 self._said(f"{error}\n{error.traceback}".rstrip())
                 failure = Failure(error.code, error.message, error.traceback)
                 await self._link.report(Report(self._stamp(), assignment.ask, failure=failure))
                 return
             except PolicyError as error:
+                self._training.discard(assignment.ask)
                 if error.code in OWN:
                     failure = Failure(error.code, error.message, "")
                     await self._link.report(Report(self._stamp(), assignment.ask, failure=failure))

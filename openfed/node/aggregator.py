@@ -234,9 +234,9 @@ class Aggregator:
         while True:
             if self._stop:
                 raise self._stop
-            row = self.journal.ask(ask)
+            row = self.journal.ask(ask, seen)
             assert row is not None
-            if row.met is not None or len(row.replies) > seen:
+            if row.met is not None or row.replies:
                 return row
             await self._replies.heard()
 

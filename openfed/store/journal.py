@@ -32,6 +32,7 @@ create table if not exists replies (
   seq integer primary key, ask text not null references asks, collaborator text not null,
   digest text not null, size integer not null, code text not null, message text not null,
   unique (ask, collaborator));
+create index if not exists replies_in_order on replies (ask);
 create table if not exists turns (
   round integer primary key, state text not null, at real not null);
 create table if not exists notes (
@@ -62,7 +63,7 @@ class AskRow:
     task: str
     elapsed_s: float
     met: bool | None
-    replies: tuple[Reply, ...]  # in the order in which they were taken
+    replies: tuple[Reply, ...]  # in the order in which they were taken; all, or those after some
 
     @property
     def counted(self) -> tuple[Reply, ...]:
@@ -207,14 +208,16 @@ class Journal:
         rows = self._rows(f"select id from asks {where}", round, ordinal)
         return self.ask(str(rows[0][0])) if rows else None
 
-    def ask(self, id: str) -> AskRow | None:
+    def ask(self, id: str, seen: int = 0) -> AskRow | None:
+        """With its replies, less the first `seen`."""
         columns = "id, round, ordinal, task, elapsed_s, met"
         rows = self._rows(f"select {columns} from asks where id = ?", id)
         if not rows:
             return None
         _, round, ordinal, task, elapsed_s, met = rows[0]
         columns = "collaborator, digest, size, code, message"
-        replies = self._rows(f"select {columns} from replies where ask = ? order by seq", id)
+        where = "where ask = ? order by seq limit -1 offset ?"
+        replies = self._rows(f"select {columns} from replies {where}", id, seen)
         given = tuple(Reply(*reply) for reply in replies)
         return AskRow(
             id, round, ordinal, task, elapsed_s, None if met is None else bool(met), given
@@ -309,8 +312,9 @@ class Journal:
 
     def notes(self, prefix: str) -> list[tuple[str, Any]]:
         """(key, value) of the notes whose key starts with `prefix`, in the order they were made."""
-        query = "select key, value from notes where substr(key, 1, ?) = ? order by seq"
-        return [(k, json.loads(v)) for k, v in self._rows(query, len(prefix), prefix)]
+        query = "select key, value from notes where key >= ? and key < ? order by seq"
+        found = self._rows(query, prefix, prefix + "\U0010ffff")
+        return [(k, json.loads(v)) for k, v in found]
 
 
 @contextmanager

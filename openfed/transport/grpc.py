@@ -47,6 +47,10 @@ from openfed.wire.messages import (
 SERVICE = "openfed.v1.Federation"
 ANSWER_S = 60.0
 """How long a call may take beyond what it asks for."""
+STALL_S = 300.0
+"""How long a transfer may stand still before it is cut, to be tried again. A line that is gone is
+found out long before, by pings; this is for peers that are there and do nothing. A block of 2 MiB
+that takes longer comes at less than 7 kB/s."""
 HELLO_S = 6.0
 """A greeting asks for nothing: who starts a node is told within ten seconds what it waits for."""
 DIAGNOSIS_S = 8.0
@@ -127,11 +131,13 @@ async def serve(
     denied: Callable[[Peer], bool] = lambda peer: False,
     current: Callable[[], Identity] | None = None,
     told: Callable[[TransportError], None] = _warned,
+    stall_s: float = STALL_S,
 ) -> AsyncGenerator[Server, None]:
     """Serves until the block ends. `now` in seconds since the epoch; `denied` is asked per call
     and block, and every `LOOK_S` of open calls; `current`, at every handshake, for the identity to
     show once it is another than `identity`; `told` hears, now and then, that nobody else gets in:
-    there are as many connections as this process can have (T19).
+    there are as many connections as this process can have (T19); a transfer is cut that stands
+    still for `stall_s`.
 
     Raises T02 (port in use), T03 (cannot listen), T13 (address), C09 (not an aggregator).
     """
@@ -141,7 +147,7 @@ async def serve(
     most = most_connections()
     options = (*_SERVER, ("grpc.max_allowed_incoming_connections", most))
     server = grpc.aio.server(options=options)
-    endpoint = _Endpoint(service, identity.peer.federation, now, denied, Turns())
+    endpoint = _Endpoint(service, identity.peer.federation, now, denied, Turns(), stall_s)
     server.add_generic_rpc_handlers((endpoint.methods(),))
     credentials = _server_credentials(identity, current or (lambda: identity))
     try:
@@ -205,6 +211,7 @@ class _Endpoint:
     now: Callable[[], float]
     denied: Callable[[Peer], bool]
     turns: Turns
+    stall_s: float
     calls: dict["asyncio.Task[Any]", Peer] = field(default_factory=dict)
     faults: dict["asyncio.Task[Any]", CertificateError] = field(default_factory=dict)
 
@@ -280,7 +287,7 @@ class _Endpoint:
                         if block is None:
                             break
                         self._check(peer)
-                        await context.write(block)
+                        await self._moving(peer, context.write(block))
                         del block  # or each of many streams would hold one while it waits
 
     async def _push(self, _: object, context: Any) -> None:
@@ -309,11 +316,12 @@ class _Endpoint:
             await self.service.push_blocks(peer, push, offset, blocks)
             if await anext(blocks, None) is not None:
                 return None
-        try:
-            async with asyncio.timeout(STALL_S):  # it is sent when its sender has made it durable
+        try:  # it is sent when its sender has made it durable
+            async with asyncio.timeout(self.stall_s):
                 data = await context.read()
         except TimeoutError:
-            raise TransportError("W15", f"no report followed its upload in {STALL_S:g} s") from None
+            told = f"no report followed its upload in {self.stall_s:g} s"
+            raise TransportError("W15", told) from None
         if data is grpc.aio.EOF:
             raise WireError("W13", "an upload ended without its report")
         return await self.service.report(peer, decode(Report, data))
@@ -324,10 +332,10 @@ class _Endpoint:
         while True:
             async with self.turns.one():
                 try:
-                    async with asyncio.timeout_at(since + STALL_S):
+                    async with asyncio.timeout_at(since + self.stall_s):
                         block = await context.read()
                 except TimeoutError:
-                    told = f"expected {LEAST} bytes of an upload in {STALL_S:g} s, got {got}"
+                    told = f"expected {LEAST} bytes of an upload in {self.stall_s:g} s, got {got}"
                     raise TransportError("W15", told) from None
                 if block is grpc.aio.EOF:
                     raise WireError("W13", "an upload ended without its end")
@@ -339,6 +347,9 @@ class _Endpoint:
                     since, got = clock(), 0
                 yield block
                 del block
+
+    async def _moving(self, peer: Peer, part: Awaitable[A]) -> A:
+        return await _within(part, self.stall_s, f"{peer.name}: nothing of a transfer came or went")
 
     def _peer(self, context: Any) -> Peer:
         """Who calls: from the certificate of this connection, nothing else."""
@@ -419,12 +430,14 @@ class GrpcLink:
         server_name: str | None = None,
         proxy: Proxy | None = None,
         now: Callable[[], float] = time.time,
+        stall_s: float = STALL_S,
     ) -> None:
         """`server_name`: the name that the certificate must have, if not the dialled one; `proxy`:
-        what alone is dialled, to connect to the address."""
+        what alone is dialled, to connect to the address; a transfer that stands still for `stall_s`
+        is cut."""
         split_address(address)
         self._address, self._identity, self._server_name = address, identity, server_name
-        self._proxy, self._now = proxy, now
+        self._proxy, self._now, self._stall_s = proxy, now, stall_s
         self._verified = False
         self._verifying = asyncio.Lock()
         self._channel, self._draining = self._dialled(identity), set[asyncio.Task[None]]()
@@ -460,7 +473,7 @@ class GrpcLink:
         await self._verify_server()
         call = self._channel.unary_stream(f"/{SERVICE}/Pull")(encode(pull))
         try:
-            async with ending(read_blocks(_read_all(call))) as blocks:
+            async with ending(read_blocks(self._read_all(call))) as blocks:
                 async for block in blocks:
                     yield block
         except grpc.aio.AioRpcError as error:
@@ -472,9 +485,9 @@ class GrpcLink:
         await self._verify_server()
         call = self._channel.stream_stream(f"/{SERVICE}/Push")()
         try:
-            await call.write(encode(push))
-            offset = decode_offset(await _read(call))
-            answer = await _send(call, write_blocks(blocks(offset)), report)
+            await self._moving(call.write(encode(push)))
+            offset = decode_offset(await self._moving(_read(call)))
+            answer = await self._send(call, write_blocks(blocks(offset)), report)
         except grpc.aio.AioRpcError as error:
             raise await self._explained(_status(error)) from error
         except asyncio.InvalidStateError as error:  # a write after the end of the call
@@ -483,6 +496,38 @@ class GrpcLink:
         finally:
             call.cancel()
         return decode(Verdict, answer) if answer else await self.report(await report())
+
+    async def _send(self, call: Any, framed: AsyncIterator[bytes], report: Reporting) -> bytes:
+        """Sends all blocks and the report, or until the server wants no more.
+
+        The answer: a Verdict; or nothing, where the server took no report and its status is OK.
+        """
+        ended = asyncio.create_task(_read(call))  # Verdict, or PushEnd
+        try:
+            async with ending(framed):
+                async for block in framed:
+                    if ended.done():
+                        break
+                    await self._moving(call.write(block))
+                else:
+                    await self._moving(call.write(b""))
+                    said = encode(await report())
+                    if not ended.done():
+                        await self._moving(call.write(said))
+            await call.done_writing()
+            answer = await self._moving(ended)
+            await self._moving(call.read())  # raises the status unless it is OK
+            return answer
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
+
+    async def _read_all(self, call: Any) -> AsyncIterator[bytes]:
+        while (block := await self._moving(call.read())) is not grpc.aio.EOF:
+            yield block
+
+    async def _moving(self, part: Awaitable[A]) -> A:
+        return await _within(part, self._stall_s, f"{self._address}: a transfer stood still")
 
     async def close(self) -> None:
         for old in self._draining:
@@ -560,6 +605,15 @@ _STATUS: dict[Any, tuple[str, bool]] = {
 """Status that gRPC itself makes -> code, permanent."""
 
 
+async def _within(part: Awaitable[A], seconds: float, told: str) -> A:
+    """Raises: TransportError T12, transient: it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await part
+    except TimeoutError:
+        raise TransportError("T12", f"{told} for {seconds:g} s") from None
+
+
 async def _unawaited(work: Callable[[], A]) -> A:
     """In a thread that no exit waits for: a probe of a silent address takes seconds."""
     loop = asyncio.get_running_loop()
@@ -586,40 +640,9 @@ def _status(error: Any) -> Status:
     return error.code(), error.details(), error.trailing_metadata() or ()
 
 
-async def _send(call: Any, framed: AsyncIterator[bytes], report: Reporting) -> bytes:
-    """Sends all blocks and the report, or until the server wants no more.
-
-    The answer: a Verdict; or nothing, where the server took no report and its status is OK.
-    """
-    ended = asyncio.create_task(_read(call))  # Verdict, or PushEnd
-    try:
-        async with ending(framed):
-            async for block in framed:
-                if ended.done():
-                    break
-                await call.write(block)
-            else:
-                await call.write(b"")
-                said = encode(await report())
-                if not ended.done():
-                    await call.write(said)
-        await call.done_writing()
-        answer = await ended
-        await call.read()  # raises the status unless it is OK
-        return answer
-    finally:
-        ended.cancel()
-        await asyncio.gather(ended, return_exceptions=True)
-
-
 async def _read(call: Any) -> bytes:
     data = await call.read()
     if data is grpc.aio.EOF:
         raise TransportError("T09", "the aggregator ended the call before its answer")
     assert isinstance(data, bytes)
     return data
-
-
-async def _read_all(call: Any) -> AsyncIterator[bytes]:
-    while (block := await call.read()) is not grpc.aio.EOF:
-        yield block

@@ -25,11 +25,13 @@ from openfed.transport.retry import Policy, retrying
 from openfed.wire.blocks import MOST_BLOCK
 from openfed.wire.convert import decode_offset, encode
 from openfed.wire.messages import (
+    ENOUGH,
     Hello,
     Next,
     Orders,
     Pull,
     Push,
+    Report,
     RunState,
     Stamp,
     Welcome,
@@ -515,3 +517,63 @@ def serial_at(port, cert):
         context.wrap_socket(raw, server_hostname="localhost") as tls,
     ):
         return int(tls.getpeercert()["serialNumber"], 16)
+
+
+@pytest.mark.parametrize("way", ["pull", "push offset", "push verdict"])
+def test_a_transfer_that_stands_still_is_cut_and_may_be_tried_again(cert, way):
+    """The aggregator is there, and does nothing: no side waits for ever."""
+
+    class Still(Service):
+        async def pull(self, peer, pull):
+            yield b"x"
+            await asyncio.Event().wait()
+
+        async def push_offset(self, peer, push):
+            if way == "push offset":
+                await asyncio.Event().wait()
+            return ENOUGH
+
+        async def report(self, peer, report):
+            await asyncio.Event().wait()
+
+    async def none(offset):
+        return
+        yield b""
+
+    async def report():
+        return Report(STAMP, "ask", "d" * 64, 1)
+
+    async def main():
+        identity = load_identity(cert, "aggregator")
+        async with serve(Still(), identity, "127.0.0.1:0") as server:
+            address, one = f"localhost:{server.port}", load_identity(cert, "one")
+            link = GrpcLink(address, one, stall_s=0.3)
+            with pytest.raises(TransportError, match="^T12 .*for 0.3 s") as caught:
+                if way == "pull":
+                    async for _ in link.pull(Pull(STAMP, "d" * 64, 0)):
+                        pass
+                else:
+                    await link.push(Push(STAMP, "ask", "upload"), none, report)
+            assert not caught.value.permanent
+            await link.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_an_upload_that_stands_still_is_cut_by_the_aggregator(cert):
+    async def main():
+        service, identity = Service(), load_identity(cert, "aggregator")
+        async with serve(service, identity, "127.0.0.1:0", stall_s=0.3) as server:
+            link = GrpcLink(f"localhost:{server.port}", load_identity(cert, "one"))
+            await link.hello(Hello(STAMP))
+            call = link._channel.stream_stream("/openfed.v1.Federation/Push")()
+            await call.write(encode(Push(STAMP, "ask", "upload")))
+            await call.read()
+            await call.write(b"x" * 1000)
+            assert await call.read() == b""
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.details() == "T12" and service.stored == 1000 and service.ended
+            await link.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))

@@ -15,7 +15,9 @@ from openfed.codec.packet import packet_blocks
 from openfed.codec.pipeline import Pipeline
 from openfed.errors import PolicyError, TransportError, WireError
 from openfed.flow.offers import Offers
-from openfed.node.agent import Agent
+from openfed.node.agent import WAIT_S, Agent
+from openfed.node.bell import Bell
+from openfed.node.lease import Lease
 from openfed.node.trainer import DirectTrainer
 from openfed.plan.site import Site
 from openfed.store.local import RESIDUAL, TASK, LocalStore
@@ -52,6 +54,7 @@ class Script:
         self.stamp = Stamp("lab", "r1", here.lock.digest, "op")
         self.orders = asyncio.Queue()
         self.pushes, self.pushed, self.reports, self.pulled = [], [], asyncio.Queue(), []
+        self.asked, self.said = [], []
         self.verdict = Ruling.ACCEPTED
         self.hold = asyncio.Event()
         self.hold.set()
@@ -79,6 +82,7 @@ class Script:
         return Welcome(self.stamp, RunState.RUNNING, 60.0)
 
     async def next(self, asking):
+        self.asked.append(asking)
         return await self.orders.get()
 
     async def pull(self, pull):
@@ -103,17 +107,19 @@ class Script:
 def play(lab, tmp_path):
     """Runs `await body(script, start)`; `start()` is an agent's life as a task."""
 
-    def run(body, toy=None, more="", site=None):
+    def run(body, toy=None, more="", site=None, wrap=lambda trainer: trainer, time=None):
         async def main():
             here = lab({"one": toy or lab.toy(1.0, 10), "two": None}, more=more)
             script = Script(here, tmp_path)
 
             def start():
-                trainer = DirectTrainer(here.toys["one"])
+                trainer = wrap(DirectTrainer(here.toys["one"]))
+                lease = time and Lease(time.clock, time.sleep)
                 folder = lambda run: tmp_path / "mine" / run  # noqa: E731
                 own = Site.model_validate({"name": "one", "data": 0, **site}) if site else None
+                said = script.said.append
                 agent = Agent(
-                    "one", here.lock, script, trainer, folder, lambda text: None, site=own
+                    "one", here.lock, script, trainer, folder, said, site=own, lease=lease
                 )
                 return asyncio.create_task(agent.run())
 
@@ -753,5 +759,154 @@ def test_a_blob_that_is_larger_than_any_model_is_not_pulled(play):
         with pytest.raises(PolicyError, match="R12"):
             await life
         assert not script.pulled
+
+    play(body)
+
+
+# -- the lease ---------------------------------------------------------------------------------
+
+
+class Time:
+    """A monotonic clock that stands still until a test lets time pass."""
+
+    def __init__(self):
+        self.now, self.moved, self.sleepers = 1000.0, Bell(), 0
+
+    def clock(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        until = self.now + seconds
+        while self.now < until:
+            self.sleepers += 1
+            try:
+                await self.moved.heard()
+            finally:
+                self.sleepers -= 1
+
+    async def pass_by(self, seconds):
+        """And wait until whoever slept has seen it."""
+        while not self.sleepers:
+            await asyncio.sleep(0)
+        self.now += seconds
+        self.moved.ring()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+class Stuck:
+    """Trains for ever the first time, then like the trainer that it wraps."""
+
+    def __init__(self, trainer):
+        self.trainer, self.versions = trainer, {}
+        self.begun, self.stopped = asyncio.Event(), asyncio.Event()
+
+    async def run(self, task, inputs, limit):
+        if self.begun.is_set():
+            return await self.trainer.run(task, inputs, limit)
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+
+
+@pytest.fixture
+def stuck():
+    made = []
+
+    def wrap(trainer):
+        made.append(Stuck(trainer))
+        return made[0]
+
+    wrap.made = made
+    return wrap
+
+
+def test_a_task_stops_when_nothing_was_heard_for_a_lease_and_is_computed_anew(play, stuck):
+    time = Time()
+
+    async def body(script, start):
+        life = start()
+        script.order(script.assignment())
+        (trainer,) = stuck.made
+        await trainer.begun.wait()
+        await time.pass_by(59)
+        assert not trainer.stopped.is_set(), "the lease is 60 seconds"
+        await time.pass_by(2)
+        await trainer.stopped.wait()
+        while script.asked[-1].holding:
+            await asyncio.sleep(0)
+        assert "nothing heard from the aggregator for 60 s" in script.said[-1]
+        script.order(script.assignment())  # as it does for who does not hold it
+        report = await script.reports.get()
+        assert report.failure is None and len(script.pushed) == 1
+        script.order(state=RunState.COMPLETED)
+        assert await life == (RunState.COMPLETED, "")
+
+    play(body, wrap=stuck, time=time)
+
+
+def test_an_answer_to_a_poll_and_a_block_renew_the_lease(play, stuck):
+    time = Time()
+
+    async def body(script, start):
+        async def slowly(pull):
+            for block in script.spool.read(pull.digest, pull.offset, 7):
+                await time.pass_by(40)
+                yield block
+
+        script.pull = slowly
+        life = start()
+        script.order(script.assignment())
+        (trainer,) = stuck.made
+        await trainer.begun.wait()  # all of the model's blocks took more than a lease
+        for _ in range(3):
+            await time.pass_by(40)
+            script.order()
+            while not script.orders.empty():
+                await asyncio.sleep(0)
+        await time.pass_by(40)
+        assert not trainer.stopped.is_set() and not any("nothing heard" in s for s in script.said)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+    play(body, wrap=stuck, time=time)
+
+
+def test_what_is_encoded_outlives_the_lease_and_is_delivered_later(play, tmp_path):
+    time = Time()
+
+    async def body(script, start):
+        script.hold.clear()
+        life = start()
+        script.order(script.assignment())
+        await script.reports.get()
+        await time.pass_by(61)
+        assert "nothing heard" in script.said[-1] and "stopped" not in script.said[-1]
+        script.hold.set()
+        while script.asked[-1].holding:
+            script.order()
+            await asyncio.sleep(0.001)
+        script.order(state=RunState.COMPLETED)
+        await life
+        assert len(script.toy.seen) == len(script.pushed) == 1
+        here = store(tmp_path)
+        assert here.owed("ask1").ruling == "accepted"
+        here.close()
+
+    play(body, time=time)
+
+
+def test_a_poll_is_held_for_less_than_a_lease(play):
+    async def body(script, start):
+        life = start()
+        script.orders.put_nowait(Orders(script.stamp, RunState.RUNNING, "", 6.0))
+        while len(script.asked) < 2:
+            await asyncio.sleep(0)
+        script.order(state=RunState.COMPLETED)
+        await life
+        assert [asked.wait_s for asked in script.asked] == [20.0, 2.0]
+        assert WAIT_S >= 20
 
     play(body)
