@@ -970,6 +970,13 @@ CODES: dict[str, Explanation] = {
         "If so many sites are to take part, raise the limit of open files. If not, somebody holds "
         "connections: see who (`ss -tn`) and let a firewall shut them out.",
     ),
+    "T20": Explanation(
+        "too few open files",
+        "The aggregator holds a connection and an update of every site, each an open file: more "
+        "than this system lets a process of this user have.",
+        "Raise the hard limit: `ulimit -Hn`, LimitNOFILE= of a systemd unit, or --ulimit nofile of "
+        "a container.",
+    ),
     # -- W: frames and messages that no honest peer sends --------------------------------------
     "W01": Explanation(
         "not a frame",

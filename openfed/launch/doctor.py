@@ -44,6 +44,7 @@ from openfed.launch.findings import (
     warned,
     within,
 )
+from openfed.launch.open_files import files_for, may_open, shortage
 from openfed.launch.places import dialled
 from openfed.launch.sandbox import data_paths, walls
 from openfed.launch.status import latest, status
@@ -134,6 +135,7 @@ def examine_here(workspace: Workspace, name: str | None = None) -> Generator[Fin
         yield from _node(here, node)
     if here.aggregator:
         yield from _authority(workspace)
+        yield from _files(here)
         yield from _port(here)
     for site in here.sites:
         yield from _approval(here, site)
@@ -276,6 +278,14 @@ def _space(here: Here, folder: Path) -> Iterator[Finding]:
         yield warned("space", "U68", message)
     else:
         yield passed("space", f"{size(free)} free; {ROOM} times the model is {size(needs)}")
+
+
+def _files(here: Here) -> Iterator[Finding]:
+    sites, most = len(here.plan.named) or here.plan.fewest if here.plan else 0, may_open()
+    if most < files_for(sites):
+        yield from failed("open files", OpenFedError("T20", shortage(sites, most)))
+    else:
+        yield passed("open files", f"{most} may be; {files_for(sites)} are needed")
 
 
 # -- the plan --------------------------------------------------------------------------------------

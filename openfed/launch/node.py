@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from openfed.assemble import make_agent, make_aggregator, open_journal
 from openfed.errors import CODES, OpenFedError, TransportError
 from openfed.launch.lifeline import run_until_stopped, watch_lifeline
+from openfed.launch.open_files import allow_files
 from openfed.launch.sites import check_site, site_of
 from openfed.launch.trust import LiveRoster, Shown, approval, beside, consent, keep_renewed, renewed
 from openfed.node.aggregator import Interrupted
@@ -98,6 +99,7 @@ async def _run_aggregator(
 ) -> RunState:
     lock = load_lock(root)
     plan, workspace = lock.plan, Workspace(root)
+    allow_files(len(plan.named) or plan.fewest)
     identity = load_identity(workspace.cert, "aggregator", federation=plan.federation)
     said = partial(_noted, emit)
     roster = LiveRoster(workspace.cert, said)

@@ -252,3 +252,12 @@ def test_people_read_lines_with_a_remedy_below_what_is_wrong(world):
     assert lines[at].startswith("FAIL  roster on aggregator: C12  ")
     assert lines[at + 1].startswith("      -> ") and done.returncode == 3
     assert lines[0].startswith("PASS  python: ") and not done.stderr
+
+
+def test_an_aggregator_that_may_not_open_enough_files_is_told_and_does_not_start(world):
+    scarce = ("sh", "-c", 'ulimit -n 103; exec "$@"', "sh", *FX)
+    for words, out in ((("doctor",), "stdout"), (("aggregator", "start"), "stderr")):
+        done = subprocess.run([*scarce, *words], cwd=world.agg.root, capture_output=True, text=True)
+        assert done.returncode == 1
+        told = "expected 104 open files for 2 sites, this process may have 103"
+        assert "T20" in getattr(done, out) and told in getattr(done, out)
