@@ -4,10 +4,15 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+END_S = 30.0
+"""How long a process without a launcher may take to end in order; then it ends as it is: what
+counts is on disk."""
 
 
 def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
@@ -23,11 +28,15 @@ def run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
 
 
 def watch_lifeline() -> None:
-    """Stop like at SIGTERM when the launcher closes our standard input, or dies."""
+    """Stop like at SIGTERM when the launcher closes our standard input, or dies; `END_S` later at
+    the latest, whatever this process is in the middle of."""
 
     def watch() -> None:
         while os.read(0, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(END_S)
+        os.write(2, b"openfed: the launcher is gone, and this process did not end by itself\n")
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -20,7 +20,7 @@ def bench(tmp_path, *arguments):
     """The results of `scripts/bench ...`, and what it printed."""
     out = tmp_path / "results.json"
     given = [sys.executable, "-m", "bench", *arguments, "--out", str(out)]
-    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text()), done.stdout
 
@@ -43,6 +43,29 @@ def test_memory_is_measured_and_the_model_is_the_formula_s(tmp_path):
     found, _ = bench(tmp_path, *arguments)
     assert [row["strategy"] for row in found["results"]] == ["fedavg", "median"]
     assert all(20 < row["anonymous"] < row["peak"] < 1000 for row in found["results"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_aggregator_holds_no_more_after_many_rounds(tmp_path):
+    found, _ = bench(tmp_path, "soak", "--rounds", "90", "--sites", "4", "--retention", "none,2")
+    for run, kept in zip(found["results"]["runs"], (0, 2), strict=True):
+        early, late = run["rounds"][44], run["rounds"][-1]
+        assert late["anonymous MB"] - early["anonymous MB"] < 0.1 * 45
+        assert late["files"] <= early["files"] + 2  # calls that are open as it happens
+        assert late["threads"] <= early["threads"] + 2  # the pool's, up to six
+        models = late["blobs"] - 4 * kept
+        assert early["blobs"] == late["blobs"] and models in (1, 2, 3)
+        assert late["journal KB"] < 4 * 1024 + 90 * 10  # a full write-ahead log, and the rows
+
+
+@pytest.mark.slow
+def test_every_site_of_a_crowd_counts_once(tmp_path):
+    found, said = bench(tmp_path, "crowd", "--sites", "20", "--rounds", "2")
+    (row,) = found["results"]
+    assert (row["N"], row["rounds"]) == (20, 2)
+    assert 0 < row["CPU s"] < row["run s"] * meter.cores() and row["files"] > 20
+    assert "CPU ms a site and round" in said
 
 
 def test_codecs_are_measured_beside_theory(tmp_path):

@@ -124,6 +124,27 @@ def test_closing_the_lifeline_ends_a_node(spec):
     assert happened.get(timeout=10).code == 0
 
 
+STUBBORN = """
+import asyncio
+from openfed.launch import lifeline
+lifeline.END_S = 0.5
+async def work(stop):
+    print("up", flush=True)
+    await stop.wait()
+    await asyncio.Event().wait()
+lifeline.watch_lifeline()
+lifeline.run_until_stopped(work)
+"""
+
+
+def test_without_a_launcher_a_node_ends_whatever_it_is_in_the_middle_of():
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", STUBBORN], **pipes) as node:
+        assert node.stdout.readline() == b"up\n"
+        _, said = node.communicate(timeout=20)  # closes its standard input
+        assert node.returncode == 1 and b"did not end by itself" in said
+
+
 def test_a_node_that_does_not_listen_is_killed(spec):
     happened = queue.SimpleQueue()
     node = Process(spec("stubborn"), happened.put)
