@@ -7,6 +7,8 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,3 +118,44 @@ def test_a_process_that_is_killed_leaves_nothing_and_the_run_has_one_state(
         assert (told["status"], run.returncode) in {("completed", 0), ("completed", -9)}
     assert here.digest() == undisturbed
     assert not left_over(here.root)
+
+
+def start_keeper(here):
+    """What runs in a task container, beside an agent that is started without its task process."""
+    exchange = here.root / "runs" / "exchange" / "mill"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "openfed.launch.keeper", "--exchange", str(exchange)],
+        env={**os.environ, "HOME": str(here.root)},
+    )
+    here.started.append(process)
+    return process
+
+
+@pytest.mark.parametrize("role", ["keeper", "mill", "agent mill"])
+def test_where_a_keeper_holds_the_task_process_any_one_may_be_killed(workspace, undisturbed, role):
+    here = workspace.line()
+    assert here.fx("plan", "initialize").returncode == 0
+    nodes = {"aggregator": here.start("aggregator", "start")}
+    nodes["farm"] = here.start("collaborator", "start", "-n", "farm")
+    nodes["mill"] = here.start("collaborator", "start", "-n", "mill", "--without-task")
+    nodes["keeper"] = start_keeper(here)
+    here.wait_until(lambda: here.calls("mill") == 3, "round 3 at mill")
+    task = here.processes()["task mill"]
+    os.kill(nodes[role].pid if role in nodes else here.processes()[role], signal.SIGKILL)
+    here.wait_until(lambda: here.processes().get("task mill") != task, "its end", 20)
+    if role == "mill":
+        nodes["mill"].wait()
+        here.wait_until(lambda: "agent mill" not in here.processes(), "its agent's end", 20)
+        nodes["mill"] = here.start("collaborator", "start", "-n", "mill", "--without-task")
+    elif role == "keeper":
+        nodes["keeper"].wait()
+        nodes["keeper"] = start_keeper(here)
+    here.go()
+    codes = {name: node.wait(2 * LEASE_S) for name, node in nodes.items()}
+    here.wait_until(lambda: not left_over(here.root), "the end of all processes", 2 * LEASE_S)
+    ((status, reason),) = journaled(here).values()
+    if status == "failed":  # a task that is killed at work has no reply
+        assert role == "keeper" and "K26" in reason and codes["aggregator"] == 5
+    else:
+        assert (status, reason) == ("completed", "") and set(codes.values()) == {0}
+        assert here.digest() == undisturbed
