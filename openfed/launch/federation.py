@@ -18,7 +18,7 @@ from openfed.files import lock_file, write_whole
 from openfed.launch.initial import current_lock, initialize, task_config
 from openfed.launch.places import Place, Placed, Reached, on_this_machine
 from openfed.launch.processes import Exit, Kind, Line, NodeSpec, Supervisor
-from openfed.launch.result import Result, seconds
+from openfed.launch.result import Heard, Result
 from openfed.launch.status import as_told, latest
 from openfed.observe.files import recorder
 from openfed.observe.view import Event, Observe
@@ -73,8 +73,8 @@ def run_federation(
             record({"event": "launched", "at": time.time(), "command": again})
             launch = _Launch(workspace, lock, run, local, (record, observe), again, place)
             code = launch.run()
-    spent = seconds(launch.events, time.monotonic() - begun, initial)
-    return _result(workspace, launch.events, spent, code)
+    spent = launch.heard.seconds(time.monotonic() - begun, initial)
+    return _result(workspace, launch.heard, spent, code)
 
 
 @contextmanager
@@ -142,7 +142,7 @@ class _Launch:
         again: str,
         place: Place,
     ) -> None:
-        self.events: list[Event] = []
+        self.heard = Heard()
         self._workspace, self._lock, self._run_id, self._local = workspace, lock, run, local
         self._observers, self._again = observers, again
         self._place, self._nodes = place, Supervisor(place.launcher)
@@ -204,10 +204,10 @@ class _Launch:
 
     @property
     def _ended(self) -> bool:
-        return bool(self.events) and self.events[-1].get("event") == "run.ended"
+        return self.heard.ended is not None
 
     def _tell(self, event: Event) -> None:
-        self.events.append(event)
+        self.heard.hear(event)
         for observe in self._observers:
             observe(event)
 
@@ -315,13 +315,12 @@ def gone(node: Exit, log: Path, last: str = "") -> OpenFedError:
     return error
 
 
-def _result(
-    workspace: Workspace, events: Sequence[Event], spent: Mapping[str, float], code: int
-) -> Result:
+def _result(workspace: Workspace, heard: Heard, spent: Mapping[str, float], code: int) -> Result:
     """The object of `--json`. A run that fails after user code did ends as user code's failure."""
-    told = as_told(events[-1], latest(workspace))
+    assert heard.ended is not None
+    told = as_told(heard.ended, latest(workspace))
     if told["status"] == "completed":
         code = 0
-    elif any(event.get("event") == "task.failed" for event in events):
+    elif heard.task_failed:
         code = TaskError.exit_code
     return Result(workspace.root, {**told, "seconds": dict(spent)}, code)

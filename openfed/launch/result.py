@@ -1,6 +1,6 @@
 """What a run gives back: the object of `--json`, and its history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -73,23 +73,35 @@ def _table(workspace: Path, name: str) -> "pandas.DataFrame":
     return pandas.DataFrame(read(Workspace(workspace).logs / name))
 
 
-def seconds(events: Sequence[Event], total: float, initial: float) -> dict[str, float]:
-    """Where the `total` seconds of one `fx run` went.
+class Heard:
+    """What the events of one `fx run` add up to; it holds none of them, however many there are."""
 
-    training: the user's code, the slowest site of every ask. imports: of the user's code and its
-    frameworks, with the `initial` model. openfed: what is left. per_round: its share of
-    a round, the median (the first round waits for everyone to start).
-    """
-    accounts = Accounts(lambda kind, fields: None)
-    for event in events:
-        accounts.emit(event.get("event", ""), event)
-    own = [event["openfed_seconds"] for event in events if event.get("event") == "round.ended"]
-    training, imports = accounts.training, accounts.imports + initial
-    spent = {
-        "total": total,
-        "training": training,
-        "imports": imports,
-        "openfed": max(0.0, total - training - imports),
-        "per_round": median(own) if own else 0.0,
-    }
-    return {name: round(value, 3) for name, value in spent.items()}
+    def __init__(self) -> None:
+        self.ended: Event | None = None
+        self.task_failed = False
+        self._accounts, self._own = Accounts(lambda kind, fields: None), list[float]()
+
+    def hear(self, event: Event) -> None:
+        kind = event.get("event", "")
+        self._accounts.emit(kind, event)
+        self.ended = event if kind == "run.ended" else None  # an aggregator may come back
+        self.task_failed = self.task_failed or kind == "task.failed"
+        if kind == "round.ended":
+            self._own.append(event["openfed_seconds"])
+
+    def seconds(self, total: float, initial: float) -> dict[str, float]:
+        """Where the `total` seconds of one `fx run` went.
+
+        training: the user's code, the slowest site of every ask. imports: of the user's code and
+        its frameworks, with the `initial` model. openfed: what is left. per_round: its share of
+        a round, the median (the first round waits for everyone to start).
+        """
+        training, imports = self._accounts.training, self._accounts.imports + initial
+        spent = {
+            "total": total,
+            "training": training,
+            "imports": imports,
+            "openfed": max(0.0, total - training - imports),
+            "per_round": median(self._own) if self._own else 0.0,
+        }
+        return {name: round(value, 3) for name, value in spent.items()}

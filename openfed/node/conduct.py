@@ -35,6 +35,8 @@ LEDGER = "ledger.jsonl"
 
 FAREWELL_S = 10.0
 """How long an aggregator stays to tell its collaborators that the run has ended."""
+FAREWELL_A_SITE_S = 0.05
+"""And so much for each of them: a thousand that come back at the same moment take their time."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ async def conduct(
     summary["seconds"] = {**seconds, "imports": accounts.imports}
     accounts.emit("run.ended", summary)
     aggregator.end(state, told)
-    await aggregator.everyone_told(FAREWELL_S)
+    await aggregator.everyone_told(FAREWELL_S + FAREWELL_A_SITE_S * len(lock.plan.named))
     return Ended(state, reason, summary)
 
 
