@@ -1427,6 +1427,11 @@ CODES: dict[str, Explanation] = {
         "The aggregator was told to stop before the run had ended.",
         "Start it again: the run resumes where it was.",
     ),
+    "S14": Explanation(
+        "no such failpoint",
+        "OPENFED_FAILPOINTS, which makes a node fail for tests, is set and cannot be understood.",
+        "Unset it; a node that trains has no use for it. The points are in openfed/failpoints.py.",
+    ),
     # -- J: the ledger -------------------------------------------------------------------------
     "J01": Explanation(
         "an entry of the ledger was changed",

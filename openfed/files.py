@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from openfed.failpoints import failpoint
+
 Data = bytes | Iterable[bytes | memoryview]
 
 _PACKAGE = Path(__file__).parent
@@ -55,6 +57,7 @@ def write_beside(path: Path, data: Data, mode: int) -> Path:
             for block in (data,) if isinstance(data, bytes) else data:
                 file.write(block)
             file.flush()
+            failpoint("file.written")
             os.fsync(file.fileno())
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -64,8 +67,12 @@ def write_beside(path: Path, data: Data, mode: int) -> Path:
 
 def write_whole(path: Path, data: Data, mode: int = 0o644) -> Path:
     """Replace `path` in one step; after a crash it holds the old bytes or the new ones."""
-    os.replace(write_beside(path, data, mode), path)
+    beside = write_beside(path, data, mode)
+    failpoint("file.synced")
+    os.replace(beside, path)
+    failpoint("file.renamed")
     sync_folder(path.parent)
+    failpoint("file.durable")
     return path
 
 

@@ -18,7 +18,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 ORDER = words(
-    """errors typing parse files archive tensors pki plan codec strategy privacy tasks ask wire
+    """errors failpoints typing parse files archive tensors pki plan codec strategy privacy tasks ask wire
     store transport flow node registry assemble workspace migrate travel observe
     simulate launch cli __main__"""
 )

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from openfed.assemble import make_agent, make_aggregator, open_journal
 from openfed.errors import CODES, OpenFedError, TransportError
+from openfed.failpoints import arm
 from openfed.launch.lifeline import run_until_stopped, watch_lifeline
 from openfed.launch.open_files import allow_files
 from openfed.launch.sites import check_site, site_of
@@ -303,6 +304,7 @@ def main() -> None:
     watch_lifeline()
     settle_in()
     try:
+        arm(os.environ)
         code = _serve_role(given)
     except Interrupted as error:
         _say(error.message)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from openfed.errors import CODES, OpenFedError, PolicyError
+from openfed.failpoints import failpoint
 from openfed.files import write_whole
 from openfed.flow.federation import Federation, TimeOver
 from openfed.flow.metrics import DECODED
@@ -81,7 +82,9 @@ async def conduct(
         state, reason = RunState.FAILED, f"F03  {type(error).__name__}: {error}"
         told = f"F03  {CODES['F03'].title}"
     await asyncio.to_thread(_save, lock, handle, saved, accounts.emit)
+    failpoint("run.saved")
     await asyncio.to_thread(journal.end, state.value, reason)
+    failpoint("run.ended")
     await asyncio.to_thread(_export, journal, saved)
     summary = summarise(lock, journal, saved)
     seconds = {"total": time.monotonic() - began, "training": accounts.training}

@@ -13,6 +13,7 @@ import numpy as np
 
 from openfed.codec.packet import Head, packet_blocks
 from openfed.errors import TaskError, WireError
+from openfed.failpoints import failpoint
 from openfed.node.tail import Tail, joined
 from openfed.store.spool import Spool, Writing
 from openfed.tensors.check import check_finite
@@ -104,6 +105,7 @@ def encode_reply(
             for block in joined(packet_blocks(packet, update, lost), tail.block):
                 blob.append(block)
                 blob.flush()
+                failpoint("spool.flushed")
                 tail.grown(block)
         except ValueError as error:  # a codec that can't take a value
             raise TaskError("K23", str(error)) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openfed.errors import CODES, TaskError, WireError
+from openfed.failpoints import failpoint
 from openfed.node.threads import to_the_end
 from openfed.tasks.base import Outcome, Task
 from openfed.tasks.channel import LOCAL_OUT, UPDATE_OUT, listen, read_message, write_message
@@ -170,7 +171,9 @@ class SocketTrainer:
             order = {"op": "run", "id": f"{task.round}-{task.name}", "task": asdict(task)}
             has = {"frozen": inputs.frozen is not None, "local": inputs.local is not None}
             await write_message(child.writer, {**order, **has})
+            failpoint("task.asked")
             answer = await child.hear("done", "failed")
+            failpoint("task.heard")
         except (ConnectionError, WireError, asyncio.CancelledError) as error:
             self._drop(child)
             if isinstance(error, asyncio.CancelledError):
@@ -244,6 +247,7 @@ class SocketTrainer:
                 os.link(source, aside)
             except OSError:  # another file system
                 shutil.copyfile(source, aside)
+            failpoint("exchange.linked")
             os.replace(aside, self.exchange / "in" / name)
             self._laid_out[name] = source.name
 

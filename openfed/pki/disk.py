@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from openfed.errors import CertificateError
+from openfed.failpoints import failpoint
 from openfed.files import shipped, sync_folder, write_beside
 from openfed.pki.authority import Authority
 from openfed.pki.peer import AUTHORITY
@@ -111,7 +112,9 @@ def append_line(path: Path, line: bytes) -> None:
         file.truncate()
         file.write(line + b"\n")
         file.flush()
+        failpoint("record.written")
         os.fsync(file.fileno())
+        failpoint("record.synced")
     if made:
         sync_folder(path.parent)
 

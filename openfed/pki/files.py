@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from openfed.errors import CertificateError
+from openfed.failpoints import failpoint
 from openfed.files import lock_file, write_whole
 from openfed.pki.authority import Enrolment
 from openfed.pki.disk import (
@@ -208,6 +209,7 @@ def _check_succession(trusted: bytes, anchors: bytes, chain: bytes) -> None:
 def _install(folder: Path, chain: bytes, public: Path, anchors: bytes) -> list[Path]:
     """The chain first: it is good under the anchors before and under those after."""
     written = _write_chain(folder, chain)
+    failpoint("certificate.chain")
     if not public.exists() or read(public) != anchors:
         written.append(write_whole(public, anchors))
     return written
@@ -215,7 +217,9 @@ def _install(folder: Path, chain: bytes, public: Path, anchors: bytes) -> list[P
 
 def _write_chain(folder: Path, chain: bytes) -> list[Path]:
     leaf = chain[: chain.index(_END) + len(_END)] + b"\n"
-    return [write_whole(folder / "node.pem", leaf), write_whole(folder / "chain.pem", chain)]
+    node = write_whole(folder / "node.pem", leaf)
+    failpoint("certificate.leaf")
+    return [node, write_whole(folder / "chain.pem", chain)]
 
 
 _END = b"-----END CERTIFICATE-----"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openfed.errors import CODES, OpenFedError
+from openfed.failpoints import failpoint
 from openfed.pki.keys import Signer
 from openfed.store import ledger
 from openfed.store.ledger import LATE as LATE
@@ -126,8 +127,10 @@ class Journal:
             except BaseException:
                 self._db.execute("rollback")
                 raise
+            failpoint("journal.commit")
             self._db.execute("commit")
             self.head = self._tip
+        failpoint("journal.committed")
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock, _translated(self._path):
@@ -199,6 +202,7 @@ class Journal:
         with self.transaction():
             for name, value in facts.items():
                 self._write("insert or replace into facts values (?, ?)", name, value)
+                failpoint("journal.facts")
 
     # -- asks ----------------------------------------------------------------------------------
 
@@ -238,6 +242,7 @@ class Journal:
         query = "insert into asks (id, round, ordinal, task) values (?, ?, ?, ?)"
         about: dict[str, Json] = {"ask": id, "round": round, "ordinal": ordinal, "task": task}
         with self.transaction():
+            failpoint("journal.ask")
             self._write(query, id, round, ordinal, task)
             self.enter(ledger.OPENED, {**(told or {}), **about})
 
@@ -247,6 +252,7 @@ class Journal:
         about: dict[str, Json] = {"ask": ask, "collaborator": reply.collaborator}
         about |= {"digest": reply.digest, "size": reply.size}
         with self.transaction():
+            failpoint("journal.reply")
             self._write(f"insert into replies ({columns}) values (?, ?, ?, ?, ?, ?)", ask, *values)
             if reply.code == LATE:
                 self.enter(ledger.KEPT, about, f"{ask} {reply.collaborator}")
@@ -261,11 +267,13 @@ class Journal:
         return bool(self._rows(f"select 1 from replies {where} limit 1", collaborator, digest))
 
     def set_elapsed(self, ask: str, seconds: float) -> None:
+        failpoint("journal.elapsed")
         self._write("update asks set elapsed_s = ? where id = ?", seconds, ask)
 
     def close_ask(self, ask: str, met: bool) -> None:
         query = "select collaborator from replies where ask = ? and code = '' order by collaborator"
         with self.transaction():
+            failpoint("journal.close")
             self._write("update asks set met = ? where id = ?", int(met), ask)
             accepted = [str(name) for (name,) in self._rows(query, ask)]
             self.enter(ledger.CLOSED, {"ask": ask, "accepted": accepted, "met": met})
@@ -281,6 +289,7 @@ class Journal:
         """`turn.state`: the values of the flow's state, tensors as {"frame": digest}."""
         text = json.dumps(turn.state, sort_keys=True)
         with self.transaction():
+            failpoint("journal.turn")
             self._write("insert into turns values (?, ?, ?)", turn.round, text, at)
             self.enter(ledger.COMMITTED, {"round": turn.round, **ledger.turn_told(text)})
 
@@ -299,6 +308,7 @@ class Journal:
         with self.transaction():
             query = "insert or ignore into notes (key, value) values (?, ?)"
             self._write(query, key, json.dumps(value, sort_keys=True))
+            failpoint("journal.note")
             rows = self._rows("select value from notes where key = ?", key)
         return json.loads(rows[0][0])  # type: ignore[no-any-return]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from openfed.failpoints import failpoint
 from openfed.store.runs import hold
 from openfed.store.spool import Spool
 
@@ -87,18 +88,23 @@ class LocalStore:
         columns = "ask, upload, digest, size, states"
         query = f"insert or replace into replies ({columns}) values (?, ?, ?, ?, ?)"
         states = json.dumps(dict(owed.states))
+        failpoint("local.owe")
         self._db.execute(query, (owed.ask, owed.upload, owed.digest, owed.size, states))
+        failpoint("local.owed")
 
     def settle(self, owed: Owed, ruling: str, *, accepted: bool) -> None:
         """Record the ruling; adopt the proposed states if the reply was accepted."""
+        failpoint("local.settle")
         self._db.execute("begin immediate")
         query = "update replies set ruling = ? where ask = ? and ruling is null"
         fresh = self._db.execute(query, (ruling, owed.ask)).rowcount == 1
+        failpoint("local.ruled")
         if fresh and accepted:
             for name, digest in owed.states.items():
                 values = (name, digest, owed.ask)
                 self._db.execute("insert into states (name, digest, ask) values (?, ?, ?)", values)
         self._db.execute("commit")
+        failpoint("local.settled")
 
     def sweep(self, keep: Iterable[str]) -> None:
         """Remove blobs that are neither in `keep`, nor a state, nor owed."""

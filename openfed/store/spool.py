@@ -16,6 +16,7 @@ from typing import Any
 
 from openfed.codec.chain import Chain
 from openfed.errors import TransportError, WireError
+from openfed.failpoints import failpoint
 from openfed.files import sync_folder
 from openfed.store.packets import PacketFile, open_packet
 from openfed.tensors.frame import FrameFile, hasher, open_frame, unpack
@@ -116,6 +117,7 @@ class Spool:
             for path in folder.iterdir():
                 if path.name not in names:
                     path.unlink(missing_ok=True)
+                    failpoint("spool.swept")
 
 
 class Writing:
@@ -155,11 +157,15 @@ class Writing:
 
 def _settle(spool: Spool, descriptor: int, part: Path, whole: Path, durable: bool) -> None:
     os.fchmod(descriptor, 0o400)  # it is what its digest says, from now on
+    failpoint("spool.written")
     if durable:
         os.fsync(descriptor)
+    failpoint("spool.synced")
     os.replace(part, whole)
+    failpoint("spool.renamed")
     if durable:
         sync_folder(spool.blobs)
+    failpoint("spool.settled")
 
 
 class Growing:
@@ -202,6 +208,7 @@ class Growing:
         self.seen.update(block)
         self.file.write(block)
         self.at += len(block)
+        failpoint("spool.block")
 
     def finish(self, digest: str = "", *, durable: bool = True) -> str:
         """Check the digest, if it is known; sync and rename into place. Returns: the digest.

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import openfed
-from openfed.errors import TaskError, WireError
+from openfed.errors import OpenFedError, TaskError, WireError
+from openfed.failpoints import arm, failpoint
 from openfed.tasks import channel
 from openfed.tasks.base import TRAIN, Outcome, Runner, Task
 from openfed.tasks.checks import check_local, check_numbers, check_update
@@ -70,6 +71,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     given = parser.parse_args()
     begun = time.monotonic()
+    try:
+        arm(os.environ)
+    except OpenFedError as error:
+        sys.exit(str(error))
     _close_inherited()
     lifeline = _take_stdin()
     _die_with_launcher(lifeline)
@@ -192,7 +197,9 @@ def _serve(config: Config, exchange: Path, inbox: "queue.SimpleQueue[Any]", begu
         if runner is None or message.get("op") != "run":
             os.write(2, f"openfed: unexpected message {message.get('op')!r}\n".encode())
             continue
+        failpoint("task.taken")
         connection.sendall(_answer(config, exchange, runner, message))
+        failpoint("task.answered")
 
 
 def _get_ready(config: Config, begun: float) -> tuple[channel.Message, Runner | None]:
@@ -236,6 +243,7 @@ def _run(
     with captured(config.output_limit) as printed:
         outcome = runner.run(task, {**moving, **frozen}, local)
     seconds = time.monotonic() - begun
+    failpoint("task.ran")
     if printed.too_much:
         limit = config.output_limit
         raise TaskError("K06", f"the task printed {printed.bytes} bytes, at most {limit} are kept")
@@ -250,6 +258,7 @@ def _run(
     if outcome.local is not None:
         check_local(outcome.local, (*moving, *frozen))
         write_frame(exchange / channel.LOCAL_OUT, Record(outcome.local))
+    failpoint("task.written")
     numbers = {name: [float(x) for x in xs] for name, xs in outcome.numbers.items()}
     return {
         "update": trained,

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from openfed.errors import CertificateError, OpenFedError, TransportError, WireError
+from openfed.failpoints import failpoint
 from openfed.parse import Proxy, join_address
 from openfed.pki.leaf import Identity, check_peer, inspect
 from openfed.pki.peer import AGGREGATOR, COLLABORATOR
@@ -271,6 +272,7 @@ class _Endpoint:
             async with self._called(context) as peer:
                 answer = await method(peer, decode(kind, await _message(context, kind)))
                 self._check(peer)  # the call may have been held for long
+                failpoint("call.answer")
                 return encode(answer)
             raise AssertionError("unreachable: _crossing aborts")
 
@@ -287,7 +289,12 @@ class _Endpoint:
                         if block is None:
                             break
                         self._check(peer)
+<<<<<<< HEAD
                         await self._moving(peer, context.write(block))
+=======
+                        await context.write(block)
+                        failpoint("pull.block")
+>>>>>>> eee340d (Failpoints: named points at which a node can be made to die)
                         del block  # or each of many streams would hold one while it waits
 
     async def _push(self, _: object, context: Any) -> None:
@@ -295,6 +302,7 @@ class _Endpoint:
             push = decode(Push, await _message(context, Push))
             offset = await self.service.push_offset(peer, push)
             await context.write(encode_offset(offset))
+            failpoint("push.offset")
             try:
                 verdict = await self._taken(peer, push, offset, context)
             except asyncio.CancelledError:
@@ -307,6 +315,7 @@ class _Endpoint:
             if verdict is None:
                 await _end_of_push(context)
             else:
+                failpoint("push.verdict")
                 await context.write(encode(verdict))
 
     async def _taken(self, peer: Peer, push: Push, offset: int, context: Any) -> Verdict | None:
@@ -640,6 +649,36 @@ def _status(error: Any) -> Status:
     return error.code(), error.details(), error.trailing_metadata() or ()
 
 
+<<<<<<< HEAD
+=======
+async def _send(call: Any, framed: AsyncIterator[bytes], report: Reporting) -> bytes:
+    """Sends all blocks and the report, or until the server wants no more.
+
+    The answer: a Verdict; or nothing, where the server took no report and its status is OK.
+    """
+    ended = asyncio.create_task(_read(call))  # Verdict, or PushEnd
+    try:
+        async with ending(framed):
+            async for block in framed:
+                if ended.done():
+                    break
+                await call.write(block)
+                failpoint("push.block")
+            else:
+                await call.write(b"")
+                said = encode(await report())
+                if not ended.done():
+                    await call.write(said)
+        await call.done_writing()
+        answer = await ended
+        await call.read()  # raises the status unless it is OK
+        return answer
+    finally:
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+
+
+>>>>>>> eee340d (Failpoints: named points at which a node can be made to die)
 async def _read(call: Any) -> bytes:
     data = await call.read()
     if data is grpc.aio.EOF:
