@@ -56,7 +56,7 @@ class LocalStore:
         self._db.execute("pragma journal_mode=wal")
         self._db.execute("pragma synchronous=full")
         self._db.executescript(_TABLES)
-        self.sweep(())  # what else is there need not have survived a loss of power whole
+        self.spool.recover(self._kept())  # what was fetched last need not be fetched again
 
     def close(self) -> None:
         self._db.close()
@@ -108,11 +108,13 @@ class LocalStore:
 
     def sweep(self, keep: Iterable[str]) -> None:
         """Remove blobs that are neither in `keep`, nor a state, nor owed."""
+        self.spool.keep_only({*keep, *self._kept()})
+
+    def _kept(self) -> set[str]:
         owed = self.unsettled()
-        proposed = [digest for each in owed for digest in each.states.values()]
-        kept = [*keep, *(each.digest for each in owed), *proposed]
-        states = [found for name in (TASK, RESIDUAL) if (found := self.state(name))]
-        self.spool.keep_only({*kept, *states})
+        proposed = {digest for each in owed for digest in each.states.values()}
+        states = {found for name in (TASK, RESIDUAL) if (found := self.state(name))}
+        return {each.digest for each in owed} | proposed | states
 
 
 _COLUMNS = "ask, upload, digest, size, states, coalesce(ruling, '')"

@@ -3,7 +3,7 @@
 A blob of the node's own is named by its digest; one that a collaborator sent, by owner and
 digest, so that what one site uploads is never taken as another's. A blob is there only whole and
 synced: `finish` syncs the file, renames it, and syncs the folder before it returns. (One that can
-be had again need not be synced; whoever keeps such blobs clears them away when it starts.)
+be had again need not be synced; whoever keeps such blobs starts with `recover`.)
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from openfed.codec.chain import Chain
 from openfed.errors import TransportError, WireError
@@ -119,6 +119,19 @@ class Spool:
                     path.unlink(missing_ok=True)
                     failpoint("spool.swept")
 
+    def recover(self, sure: Collection[str]) -> None:
+        """After a crash, also one of the machine: remove what is not what its name says, and what
+        this node was writing. Blobs in `sure` were durable; a transfer goes on where it was."""
+        for path in self.blobs.iterdir():
+            if path.name not in sure and _digest(path) != path.name:
+                path.unlink()
+        for path in self.growing.glob(f"{_OWN}*"):
+            path.unlink()
+
+
+_OWN = "own-"
+"""How the names of growing blobs begin that this node writes itself."""
+
 
 class Writing:
     """A blob that this node writes; a context manager that leaves nothing behind unless it is
@@ -126,7 +139,7 @@ class Writing:
 
     def __init__(self, spool: Spool) -> None:
         self.spool = spool
-        self.path = spool.growing / f"own-{secrets.token_hex(8)}"
+        self.path = spool.growing / f"{_OWN}{secrets.token_hex(8)}"
         self.file = open(self.path, "xb")  # noqa: SIM115 (closed by __exit__)
         self.seen, self.size = hasher(), 0
 
@@ -155,6 +168,21 @@ class Writing:
         self.path.unlink(missing_ok=True)
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        seen, _ = _hashed(file)
+    return seen.hexdigest()
+
+
+def _hashed(file: BinaryIO) -> tuple[hasher, int]:
+    """The hasher that has seen what is left of a file, and how many bytes those are."""
+    seen, size = hasher(), 0
+    while block := file.read(1 << 20):
+        seen.update(block)
+        size += len(block)
+    return seen, size
+
+
 def _settle(spool: Spool, descriptor: int, part: Path, whole: Path, durable: bool) -> None:
     os.fchmod(descriptor, 0o400)  # it is what its digest says, from now on
     failpoint("spool.written")
@@ -179,10 +207,10 @@ class Growing:
         self.spool, self.owner, self.most = spool, owner, size
         self.part = spool.growing / blob_name(name, owner)
         self.file = open(self.part, "ab")  # noqa: SIM115 (closed by __exit__)
-        self.seen, self.at = hasher(), 0
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._recall()
+            with open(self.part, "rb") as there:
+                self.seen, self.at = _hashed(there)
         except BlockingIOError:
             self.file.close()
             raise TransportError("T14", "another transfer of these bytes is under way") from None
@@ -192,13 +220,6 @@ class Growing:
         except OSError:
             self.file.close()
             raise
-
-    def _recall(self) -> None:
-        """Hash what is on disk."""
-        with open(self.part, "rb") as file:
-            while block := file.read(1 << 20):
-                self.seen.update(block)
-                self.at += len(block)
 
     def append(self, block: bytes | memoryview) -> None:
         """Raises: WireError W04: more bytes than are allowed."""

@@ -307,13 +307,21 @@ def test_sweeping_keeps_the_states_and_what_is_owed(tmp_path):
     again.close()
 
 
-def test_what_need_not_have_survived_is_cleared_away_at_the_start(tmp_path):
+def test_after_a_crash_only_what_is_whole_is_taken_for_whole(tmp_path):
     store = LocalStore(tmp_path)
-    pulled = store.spool.put([b"a model that can be pulled again"])[0]
+    pulled, torn = (store.spool.put([text])[0] for text in (b"a model", b"another"))
     with store.spool.grow("half", size=100) as growing:
         growing.append(b"half")
+    own = store.spool.writing()
+    own.append(b"what was being encoded")
+    own.file.close()
     store.close()
+    store.spool.path(torn).chmod(0o600)
+    store.spool.path(torn).write_bytes(b"\0\0\0\0\0\0\0")  # renamed, but never on the disk
     again = LocalStore(tmp_path)
+    assert again.spool.has(pulled) and not again.spool.has(torn)
+    assert again.spool.grown("half") == 4 and not own.path.exists()
+    again.sweep([])
     assert not again.spool.has(pulled) and again.spool.grown("half") == 0
     again.close()
 
