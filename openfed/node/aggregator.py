@@ -446,7 +446,10 @@ class Aggregator:
         open = await self._wanted(peer, push)
         if open is None:
             return ENOUGH
-        whole = open.uploads[peer.name].digest or push.digest
+        upload = open.uploads[peer.name]
+        if not upload.digest:  # an earlier life may have taken it
+            upload.digest = await asyncio.to_thread(self.spool.became, push.upload, peer.name)
+        whole = upload.digest or push.digest
         if whole and self.spool.has(whole, peer.name):
             return ENOUGH
         return await asyncio.to_thread(self.spool.grown, push.upload, peer.name)

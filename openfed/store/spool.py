@@ -18,6 +18,7 @@ from openfed.codec.chain import Chain
 from openfed.errors import TransportError, WireError
 from openfed.failpoints import failpoint
 from openfed.files import sync_folder
+from openfed.parse import DIGEST
 from openfed.store.packets import PacketFile, open_packet
 from openfed.tensors.frame import FrameFile, hasher, open_frame, unpack
 from openfed.typing import Tensors
@@ -37,7 +38,8 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.blobs = root / "blobs"
         self.growing = root / "growing"
-        for folder in (self.blobs, self.growing):
+        self.settled = root / "settled"  # name of a transfer -> digest of what it has become
+        for folder in (self.blobs, self.growing, self.settled):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, digest: str, owner: str = "") -> Path:
@@ -98,6 +100,15 @@ class Spool:
         part = self.growing / blob_name(name, owner)
         return part.stat().st_size if part.exists() else 0
 
+    def became(self, name: str, owner: str = "") -> str:
+        """Digest of the blob that a transfer of this name has become; empty where it is not whole,
+        or the blob is not here any more."""
+        try:
+            digest = (self.settled / blob_name(name, owner)).read_text()
+        except FileNotFoundError:
+            return ""
+        return digest if DIGEST.fullmatch(digest) and self.has(digest, owner) else ""
+
     def grow(self, name: str, owner: str = "", *, size: int) -> "Growing":
         """Go on with a transfer of at most `size` bytes, from `grown(...)` on. `name`: the digest,
         or a name for what has none yet."""
@@ -108,12 +119,13 @@ class Spool:
         self.path(digest, owner).unlink(missing_ok=True)
 
     def drop_growing(self, name: str, owner: str = "") -> None:
-        """Forget a transfer that is not whole."""
-        (self.growing / blob_name(name, owner)).unlink(missing_ok=True)
+        """Forget a transfer that is not whole, or what it has become."""
+        for folder in (self.growing, self.settled):
+            (folder / blob_name(name, owner)).unlink(missing_ok=True)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every blob, whole or growing, whose name is not in `names`."""
-        for folder in (self.blobs, self.growing):
+        for folder in (self.settled, self.blobs, self.growing):
             for path in folder.iterdir():
                 if path.name not in names:
                     path.unlink(missing_ok=True)
@@ -184,12 +196,12 @@ def _hashed(file: BinaryIO) -> tuple[hasher, int]:
 
 
 def _settle(spool: Spool, descriptor: int, part: Path, whole: Path, durable: bool) -> None:
-    os.fchmod(descriptor, 0o400)  # it is what its digest says, from now on
     failpoint("spool.written")
     if durable:
         os.fsync(descriptor)
     failpoint("spool.synced")
     os.replace(part, whole)
+    os.fchmod(descriptor, 0o400)  # not before: who comes back after a crash opens the part again
     failpoint("spool.renamed")
     if durable:
         sync_folder(spool.blobs)
@@ -204,7 +216,7 @@ class Growing:
     """
 
     def __init__(self, spool: Spool, name: str, owner: str, size: int) -> None:
-        self.spool, self.owner, self.most = spool, owner, size
+        self.spool, self.name, self.owner, self.most = spool, name, owner, size
         self.part = spool.growing / blob_name(name, owner)
         self.file = open(self.part, "ab")  # noqa: SIM115 (closed by __exit__)
         try:
@@ -243,6 +255,9 @@ class Growing:
             raise WireError("W05", f"expected bytes with digest {digest[:16]}..., got others")
         self.file.flush()
         whole = self.spool.path(found, self.owner)
+        if self.name != found:
+            # not synced: at worst, after a loss of power, the bytes are sent again
+            (self.spool.settled / self.part.name).write_text(found)
         try:
             _settle(self.spool, self.file.fileno(), self.part, whole, durable)
         except FileNotFoundError:

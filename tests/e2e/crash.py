@@ -39,6 +39,8 @@ from openfed.workspace import TEMPLATES, Workspace
 
 DAY = 86400.0
 SITES = ("farm", "mill")
+BLOCKS = 3
+"""Of an update on its way."""
 
 CODE = '''"""y = slope * x + offset; three blocks of ballast; a bias that stays at the site."""
 import os, time
@@ -102,31 +104,36 @@ def make(root: Path, *, rounds=6, cohort="{deadline: 10m}", updates="none") -> P
 AGGREGATOR, AGENT, TASK = "aggregator", "mill", "mill.task"
 
 
-def _cases(*points: str, passages: tuple[int, ...] = (1, 3)) -> dict[str, tuple[int, ...]]:
+def _cases(*points: str, passages: tuple[int, ...] = (1, 2)) -> dict[str, tuple[int, ...]]:
     return dict.fromkeys(points, passages)
 
 
-_SPOOL = ("spool.block", "spool.written", "spool.synced", "spool.renamed", "spool.settled")
-_FILE = ("file.written", "file.synced", "file.renamed", "file.durable")
+_BLOCKS, _SPOOL = (
+    (1, 5),
+    _cases("spool.written", "spool.synced", "spool.renamed", "spool.settled", "spool.swept"),
+)
+_FILE = _cases("file.written", "file.synced", "file.renamed", "file.durable")
 _CERTIFICATE = _cases("certificate.leaf", "certificate.chain", passages=(1,))
 
 CASES: dict[str, dict[str, tuple[int, ...]]] = {
     AGGREGATOR: {
         **_cases("journal.facts", "journal.note", "journal.ask", "journal.elapsed"),
         **_cases("journal.reply", "journal.close", "journal.turn", "journal.commit"),
-        **_cases("journal.committed", *_SPOOL, "spool.swept"),
-        **_cases("pull.block", "push.offset", "push.verdict", "call.answer"),
+        **_cases("journal.committed", "push.offset", "push.verdict", "call.answer"),
+        **_cases("spool.block", "pull.block", passages=_BLOCKS),
+        **_SPOOL,
         **_CERTIFICATE,
         **_cases("record.written", "record.synced", passages=(1,)),
-        **_cases(*_FILE, passages=(1, 2)),  # the models: last, best, and what they are
+        **_FILE,  # the models: last, best
         **_cases("run.saved", "run.ended", passages=(1,)),
     },
     AGENT: {
         **_cases("local.owe", "local.owed", "local.settle", "local.ruled", "local.settled"),
-        **_cases(*_SPOOL, "spool.flushed", "spool.swept", "push.block"),
+        **_cases("spool.block", "spool.flushed", "push.block", passages=_BLOCKS),
         **_cases("exchange.linked", "task.asked", "task.heard"),
+        **_SPOOL,
         **_CERTIFICATE,
-        **_cases(*_FILE, passages=(1, 2)),  # of a certificate
+        **_FILE,  # of a certificate
     },
     TASK: _cases(
         *("task.taken", "task.ran", "task.written", "task.answered"),
@@ -146,7 +153,7 @@ RENEWING = frozenset(
 LOSING = frozenset(
     {
         *((AGENT, point) for point in ("task.heard", *_SPOOL, "spool.flushed", "push.block")),
-        *((node, "local.owe") for node in (AGENT,)),
+        (AGENT, "local.owe"),
         *((TASK, point) for point in ("task.ran", "task.written", "task.answered")),
     }
 )

@@ -14,7 +14,7 @@ import pytest
 from openfed.failpoints import POINTS
 from openfed.store.runs import runs
 from tests.e2e import crash
-from tests.e2e.crash import AGENT, AGGREGATOR, CASES, LOSING, SITES, TASK, Deaths
+from tests.e2e.crash import AGENT, AGGREGATOR, BLOCKS, CASES, LOSING, SITES, TASK, Deaths
 
 KILLS = int(os.environ.get("OPENFED_TEST_KILLS", "20"))
 SEED = int(os.environ.get("OPENFED_TEST_SEED", "6"))
@@ -90,6 +90,10 @@ def test_a_node_that_dies_at_every_point_changes_nothing(whole, tmp_path, node, 
         print(f"{node} {which}: {len(died)} deaths, fx run {typed} times, trained again {more}, "
               f"blocks sent {dict(up)}, blocks kept {dict(down)}")  # fmt: skip
         assert more["farm"] <= stopped and more["mill"] <= lost
+        anew = BLOCKS * sum(more.values()) + len(SITES) * stopped  # what was lost with a sending
+        assert up.total() <= len(died) + anew
+        assert down[AGGREGATOR] <= anew + (0 if node == AGGREGATOR else len(died))
+        assert max(down[site] for site in SITES) <= len(died)
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """Spool, journal, local store, runs: what is on disk after each step, and after a bad one."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from blake3 import blake3
 
 from openfed.errors import OpenFedError, TransportError, UsageError, WireError
+from openfed.failpoints import VARIABLE
 from openfed.files import write_whole
 from openfed.store.journal import Journal, Reply, Turn
 from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
@@ -44,7 +48,47 @@ def test_a_transfer_goes_on_where_it_broke_and_is_there_only_when_whole(tmp_path
         assert growing.finish(DIGEST) == DIGEST
     assert spool.path(DIGEST, "one").read_bytes() == DATA
     assert spool.grown(DIGEST, "one") == 0  # nothing of it is growing any more
+    assert spool.became(name, "one") == ("" if name == DIGEST else DIGEST)
+    assert spool.became(name, "two") == spool.became("another", "one") == ""
     assert not list(spool.growing.iterdir())
+    spool.keep_only({f"one.{DIGEST}"})
+    assert not list(spool.settled.iterdir())
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from openfed.failpoints import arm
+from openfed.store.spool import Spool
+arm(os.environ)
+with Spool(Path(sys.argv[1])).grow("upload", "one", size=100_000) as growing:
+    growing.append(b"x" * 50_000)
+    growing.append(b"y" * 50_000)
+    growing.finish()
+"""
+
+
+@pytest.mark.parametrize(
+    "armed",
+    ["block=kill@1", "block=kill@2", *(f"{p}=kill@1" for p in ("written", "synced", "renamed"))],
+)
+def test_no_byte_that_came_before_a_crash_must_come_again(tmp_path, armed):
+    words = [sys.executable, "-c", CRASH, str(tmp_path)]
+    died = subprocess.run(words, env={VARIABLE: f"spool.{armed}"}, stderr=subprocess.DEVNULL)
+    assert died.returncode == -signal.SIGKILL
+    spool, data = Spool(tmp_path), b"x" * 50_000 + b"y" * 50_000
+    if not spool.became("upload", "one"):
+        part = spool.growing / "one.upload"
+        assert part.stat().st_mode & 0o200  # a user who is not root can go on with it
+        with spool.grow("upload", "one", size=100_000) as growing:
+            assert growing.at == (50_000 if armed == "block=kill@1" else 100_000)
+            growing.append(data[growing.at :])
+            growing.finish()
+    found = spool.became("upload", "one")
+    assert found == blake3(data).hexdigest() and spool.path(found, "one").read_bytes() == data
+    assert not list(spool.growing.iterdir())
+    spool.drop(found, "one")
+    assert spool.became("upload", "one") == ""
 
 
 def test_a_transfer_whose_digest_nobody_knew_gets_its_own(tmp_path):
