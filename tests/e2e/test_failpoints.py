@@ -1,9 +1,14 @@
 """A node dies at every failpoint that it passes, over mTLS, and at random moments: the model is the
-one that would have come out."""
+one that would have come out.
+
+`OPENFED_TEST_KILLS=200` strikes so often at random moments, `OPENFED_TEST_SEED` at others; with
+`pytest -s` each test says what it did.
+"""
 
 import os
 import random
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,15 +36,18 @@ class Whole:
     rounds: dict[int, str]
     digest: str
     passages: Counter
+    seconds: float
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     root = crash.make(tmp_path_factory.mktemp("whole") / "w")
     deaths = Deaths(root, noted=sorted(POINTS), due=True)
+    began = time.monotonic()
     assert crash.run(deaths) == 1
+    seconds = time.monotonic() - began
     assert all(crash.trained(root, site) == dict.fromkeys(range(1, 7), 1) for site in SITES)
-    return Whole(crash.rounds(root), crash.digest(root), deaths.passages())
+    return Whole(crash.rounds(root), crash.digest(root), deaths.passages(), seconds)
 
 
 def check_same(root: Path, whole: Whole) -> None:
@@ -97,13 +105,13 @@ def test_a_node_that_dies_at_every_point_changes_nothing(whole, tmp_path, node, 
 
 
 @contextmanager
-def struck_at_random(deaths, chance, most):
+def struck_at_random(deaths, chance, most, longest_s):
     """While the block lasts, some node is killed every now and then, at most so many times; a task
     process once: the second death in one task is that task's failure."""
     over, names = threading.Event(), [AGGREGATOR, *SITES, "farm.task", TASK]
 
     def strike():
-        while len(deaths.fired) < most and not over.wait(chance.uniform(0.1, 3.0)):
+        while len(deaths.fired) < most and not over.wait(chance.uniform(0, longest_s)):
             name = chance.choice(names)
             if deaths.strike(name) and name.endswith(".task"):
                 names.remove(name)
@@ -123,7 +131,7 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path):
     while killed.total() < KILLS:
         crash.forget_trained(root)
         deaths = Deaths(root)
-        with struck_at_random(deaths, chance, KILLS - killed.total()):
+        with struck_at_random(deaths, chance, KILLS - killed.total(), whole.seconds / 2):
             again_typed = crash.run(deaths)
         typed += again_typed
         struck = Counter(name for name, _ in deaths.fired)
