@@ -48,10 +48,6 @@ from openfed.wire.messages import (
 SERVICE = "openfed.v1.Federation"
 ANSWER_S = 60.0
 """How long a call may take beyond what it asks for."""
-STALL_S = 300.0
-"""How long a transfer may stand still before it is cut, to be tried again. A line that is gone is
-found out long before, by pings; this is for peers that are there and do nothing. A block of 2 MiB
-that takes longer comes at less than 7 kB/s."""
 HELLO_S = 6.0
 """A greeting asks for nothing: who starts a node is told within ten seconds what it waits for."""
 DIAGNOSIS_S = 8.0
@@ -64,8 +60,9 @@ come."""
 MOST_CALLS = 32
 """Calls of one peer at once. An honest one has three; those of a lost connection linger."""
 STALL_S, LEAST = 600.0, 64 << 10
-"""An upload that brings fewer bytes in that time is ended. A whole block is seen at once, and takes
-minutes on the worst of lines."""
+"""A transfer that stands still for so long, or an upload that brings fewer bytes in that time, is
+cut, to be tried again. A line that is gone is found out long before, by pings; a whole block is
+seen at once, and takes minutes on the worst of lines."""
 IDLE_S = 120.0
 """A connection without a call is ended: those that come are limited in number."""
 
@@ -289,12 +286,8 @@ class _Endpoint:
                         if block is None:
                             break
                         self._check(peer)
-<<<<<<< HEAD
                         await self._moving(peer, context.write(block))
-=======
-                        await context.write(block)
                         failpoint("pull.block")
->>>>>>> eee340d (Failpoints: named points at which a node can be made to die)
                         del block  # or each of many streams would hold one while it waits
 
     async def _push(self, _: object, context: Any) -> None:
@@ -518,6 +511,7 @@ class GrpcLink:
                     if ended.done():
                         break
                     await self._moving(call.write(block))
+                    failpoint("push.block")
                 else:
                     await self._moving(call.write(b""))
                     said = encode(await report())
@@ -649,36 +643,6 @@ def _status(error: Any) -> Status:
     return error.code(), error.details(), error.trailing_metadata() or ()
 
 
-<<<<<<< HEAD
-=======
-async def _send(call: Any, framed: AsyncIterator[bytes], report: Reporting) -> bytes:
-    """Sends all blocks and the report, or until the server wants no more.
-
-    The answer: a Verdict; or nothing, where the server took no report and its status is OK.
-    """
-    ended = asyncio.create_task(_read(call))  # Verdict, or PushEnd
-    try:
-        async with ending(framed):
-            async for block in framed:
-                if ended.done():
-                    break
-                await call.write(block)
-                failpoint("push.block")
-            else:
-                await call.write(b"")
-                said = encode(await report())
-                if not ended.done():
-                    await call.write(said)
-        await call.done_writing()
-        answer = await ended
-        await call.read()  # raises the status unless it is OK
-        return answer
-    finally:
-        ended.cancel()
-        await asyncio.gather(ended, return_exceptions=True)
-
-
->>>>>>> eee340d (Failpoints: named points at which a node can be made to die)
 async def _read(call: Any) -> bytes:
     data = await call.read()
     if data is grpc.aio.EOF:

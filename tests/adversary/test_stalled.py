@@ -23,11 +23,11 @@ def cert(tmp_path_factory):
 
 
 @asynccontextmanager
-async def served(tmp_path, cert):
+async def served(tmp_path, cert, **patience):
     """A real aggregator with an open ask; a raw channel and a link of "one", a link of "two"."""
     async with open_desk(tmp_path) as desk:
         node = load_identity(cert, "aggregator")
-        async with serve(desk.aggregator, node, "127.0.0.1:0") as server:
+        async with serve(desk.aggregator, node, "127.0.0.1:0", **patience) as server:
             one = load_identity(cert, "one")
             credentials = grpc.ssl_channel_credentials(
                 one.authority_pem, one.key_pem, one.chain_pem
@@ -40,9 +40,9 @@ async def served(tmp_path, cert):
                 await link.close()
 
 
-def run(tmp_path, cert, body):
+def run(tmp_path, cert, body, **patience):
     async def main():
-        async with asyncio.timeout(60), served(tmp_path, cert) as parts:
+        async with asyncio.timeout(60), served(tmp_path, cert, **patience) as parts:
             await body(*parts)
 
     asyncio.run(main())
@@ -67,8 +67,7 @@ async def begun(desk, channel, name):
 
 
 @pytest.mark.parametrize("sent", [0, 1000, LEAST + 1000])
-def test_an_upload_that_stalls_is_ended_and_goes_on_where_it_was(tmp_path, cert, monkeypatch, sent):
-    monkeypatch.setattr(transport, "STALL_S", 0.3)
+def test_an_upload_that_stalls_is_ended_and_goes_on_where_it_was(tmp_path, cert, sent):
 
     async def body(desk, channel, one, two):
         call = await begun(desk, channel, "upload")
@@ -80,11 +79,10 @@ def test_an_upload_that_stalls_is_ended_and_goes_on_where_it_was(tmp_path, cert,
         assert desk.read == len(desk.reply) - sent
         desk.counted_once()
 
-    run(tmp_path, cert, body)
+    run(tmp_path, cert, body, stall_s=0.3)
 
 
 def test_one_byte_at_a_time_is_not_enough(tmp_path, cert, monkeypatch):
-    monkeypatch.setattr(transport, "STALL_S", 0.5)
     monkeypatch.setattr(transport, "ANSWER_S", 0.5)  # for what was on its way
 
     async def body(desk, channel, one, two):
@@ -101,11 +99,10 @@ def test_one_byte_at_a_time_is_not_enough(tmp_path, cert, monkeypatch):
         assert await ended == "W15"
         assert 1 < written < LEAST
 
-    run(tmp_path, cert, body)
+    run(tmp_path, cert, body, stall_s=0.5)
 
 
-def test_an_upload_without_its_report_is_ended(tmp_path, cert, monkeypatch):
-    monkeypatch.setattr(transport, "STALL_S", 1.0)
+def test_an_upload_without_its_report_is_ended(tmp_path, cert):
 
     async def body(desk, channel, one, two):
         call = await begun(desk, channel, "upload")
@@ -113,7 +110,7 @@ def test_an_upload_without_its_report_is_ended(tmp_path, cert, monkeypatch):
         await call.write(b"")
         assert await how_it_ends(call) == "W15"
 
-    run(tmp_path, cert, body)
+    run(tmp_path, cert, body, stall_s=1.0)
 
 
 @pytest.mark.parametrize("method", ["Hello", "Next", "Report", "Renew", "Pull", "Push"])

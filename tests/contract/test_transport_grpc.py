@@ -573,7 +573,7 @@ def test_an_upload_that_stands_still_is_cut_by_the_aggregator(cert):
             assert await call.read() == b""
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
-            assert caught.value.details() == "T12" and service.stored == 1000 and service.ended
+            assert caught.value.details() == "W15" and service.stored == 1000 and service.ended
             await link.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
