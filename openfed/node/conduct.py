@@ -82,6 +82,7 @@ async def conduct(
         state, reason = RunState.FAILED, f"F03  {type(error).__name__}: {error}"
         told = f"F03  {CODES['F03'].title}"
     await asyncio.to_thread(_save, lock, handle, saved, accounts.emit)
+    await asyncio.to_thread(aggregator.spool.drop_unfinished)  # no ask is open: nobody needs it
     failpoint("run.saved")
     await asyncio.to_thread(journal.end, state.value, reason)
     failpoint("run.ended")

@@ -123,6 +123,11 @@ class Spool:
         for folder in (self.growing, self.settled):
             (folder / blob_name(name, owner)).unlink(missing_ok=True)
 
+    def drop_unfinished(self) -> None:
+        """Forget every transfer that is not whole."""
+        for path in self.growing.iterdir():
+            path.unlink(missing_ok=True)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every blob, whole or growing, whose name is not in `names`."""
         for folder in (self.settled, self.blobs, self.growing):

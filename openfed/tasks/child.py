@@ -191,15 +191,24 @@ def _connected(exchange: Path) -> socket.socket:
 def _serve(config: Config, exchange: Path, inbox: "queue.SimpleQueue[Any]", begun: float) -> None:
     answer, runner = _get_ready(config, begun)
     connection: socket.socket = inbox.get()
-    channel.send(connection, answer)
+    _tell(connection, channel.encode(answer))
     while True:
         message = inbox.get()
         if runner is None or message.get("op") != "run":
             os.write(2, f"openfed: unexpected message {message.get('op')!r}\n".encode())
             continue
         failpoint("task.taken")
-        connection.sendall(_answer(config, exchange, runner, message))
+        _tell(connection, _answer(config, exchange, runner, message))
         failpoint("task.answered")
+
+
+def _tell(connection: socket.socket, message: bytes) -> None:
+    """Ends the process where the agent has gone meanwhile: nobody waits for its work."""
+    try:
+        connection.sendall(message)
+    except OSError as error:
+        os.write(2, f"openfed: lost the agent: {error}\n".encode())
+        os._exit(0)
 
 
 def _get_ready(config: Config, begun: float) -> tuple[channel.Message, Runner | None]:

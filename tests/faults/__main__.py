@@ -127,7 +127,7 @@ def _disturb(given: argparse.Namespace, kinds: list[str], left_out: list[str], a
 def _make_lab(root: Path, apart: bool, stack: ExitStack) -> Lab:
     sites: dict[str, Site] = {}
     folders = {name: root / "nodes" / name for name in ("aggregator", *SITES)}
-    for name, folder in folders.items():
+    for folder in folders.values():
         folder.mkdir(parents=True)
         if apart:
             network.sh("mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(folder))

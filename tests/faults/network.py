@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,6 +62,7 @@ class Proxies:
 
     def __init__(self, hosts: Mapping[str, str], target: int) -> None:
         self.target = target
+        self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -88,6 +88,7 @@ class Proxies:
         for event in way.going.values():
             event.set()
         server = await asyncio.start_server(lambda r, w: self._met(way, r, w), host, 0)
+        self._servers.append(server)
         way.port = server.sockets[0].getsockname()[1]
         return way
 
@@ -106,48 +107,63 @@ class Proxies:
         way.open -= {writer, there[1]}
 
     def close(self) -> None:
+        self._on_loop(self._leave())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
+
+    async def _leave(self) -> None:
+        for server in self._servers:
+            server.close()
+        for way in self.ways.values():
+            way.reset()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _pump(
     way: Way, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """Pass on what comes, late by the way's delay, until one side has gone: then both go."""
-    loop, waiting, more = asyncio.get_running_loop(), deque[tuple[float, bytes]](), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
-    async def pass_on() -> None:
-        while True:
-            while not waiting:
-                more.clear()
-                await more.wait()
-            due, data = waiting.popleft()
-            if not data:
-                return
-            await asyncio.sleep(max(0.0, due - loop.time()))
+    async def take() -> None:
+        while data := await reader.read(1 << 14):
+            waiting.put_nowait((loop.time() + way.delay_s, data))
+        waiting.put_nowait((0.0, b""))
+
+    taking = asyncio.create_task(take())
+    try:
+        while data := await _due(waiting, taking):
             await way.going[direction].wait()
             writer.write(data)
             await writer.drain()
             way.count(len(data))
-
-    passing = asyncio.create_task(pass_on())
-    try:
-        while data := await reader.read(1 << 14):
-            waiting.append((loop.time() + way.delay_s, data))
-            more.set()
-            if passing.done():
-                break
-        waiting.append((0.0, b""))
-        more.set()
-        await passing
     except OSError:
         pass
     finally:
-        passing.cancel()
-        with suppress(OSError, asyncio.CancelledError):
-            await passing
-        with suppress(OSError, RuntimeError):
-            writer.close()
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+        writer.close()
+
+
+async def _due(
+    waiting: "asyncio.Queue[tuple[float, bytes]]", taking: "asyncio.Task[None]"
+) -> bytes:
+    """The next piece, when it is due; nothing at the end. Raises: OSError: the sender has gone."""
+    getting = asyncio.create_task(waiting.get())
+    try:
+        await asyncio.wait({getting, taking}, return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done() and taking.done() and waiting.empty():
+            taking.result()
+        due, data = await getting
+    finally:
+        getting.cancel()
+    await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+    return data
 
 
 # -- namespaces ----------------------------------------------------------------------------------
