@@ -231,13 +231,13 @@ def rate(place: Field, fault: Fault) -> Iterator[None]:
 
 def duplicate(place: Field, fault: Fault) -> Iterator[None]:
     """Report once more what the site has reported, with its own key; it must not count again."""
-    reported = _reported(place.nodes.folders[fault.target], fault.target)
-    if not reported:
-        raise Missed
-    again = reported[-int(fault.amount) :]
-    rulings = asyncio.run(_report_again(place, fault.target, again))
-    if not rulings:
-        raise Missed
+    rulings, end = list[str](), monotonic() + STARTING_S
+    while not rulings:
+        if monotonic() > end or place.nodes.ended():
+            raise Missed
+        reported = _reported(place.nodes.folders[fault.target], fault.target)
+        rulings = asyncio.run(_report_again(place, fault.target, reported[-int(fault.amount) :]))
+        sleep(0.02)
     place.done.seen.update(f"duplicate: {ruling}" for ruling in rulings)
     for ruling in rulings:
         if ruling == Ruling.ACCEPTED:
