@@ -11,7 +11,9 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from openfed.errors import OpenFedError
 from openfed.failpoints import failpoint
 from openfed.store.runs import hold
 from openfed.store.spool import Spool
@@ -41,17 +43,31 @@ class Owed:
     ruling: str = ""
 
 
+class _Connection(sqlite3.Connection):
+    """Raises OpenFedError S10 where SQLite has a fault."""
+
+    def execute(self, query: str, values: Any = (), /) -> sqlite3.Cursor:
+        try:
+            return super().execute(query, values)
+        except sqlite3.Error as error:
+            raise OpenFedError("S10", f"the agent's local.sqlite: {error}") from error
+
+
 class LocalStore:
     """One collaborator's store of one run. Used from one thread at a time.
 
-    Raises: OpenFedError S11: another process has it open.
+    Raises: OpenFedError S11: another process has it open; S10 from any method: the file is damaged
+    or the disk refuses.
     """
 
     def __init__(self, root: Path) -> None:
         self._held = hold(root)
         self.spool = Spool(root)
         self._db = sqlite3.connect(
-            root / "local.sqlite", isolation_level=None, check_same_thread=False
+            root / "local.sqlite",
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
         )
         self._db.execute("pragma journal_mode=wal")
         self._db.execute("pragma synchronous=full")

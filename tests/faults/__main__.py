@@ -8,6 +8,7 @@ three are enough, and the model must follow from the journal.
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -221,9 +222,22 @@ def _found(
     if ended and nodes.status() != "completed" and cohort == "whole":
         found.append(Violation("the run survives", nodes.reason()))
     for path in nodes.logs():
-        if "Traceback (most" in path.read_text(errors="replace"):
-            found.append(Violation("no traceback", f"{path.parts[-3]}/{path.name}"))
+        for words in tracebacks(path.read_text(errors="replace")):
+            found.append(Violation("no traceback", f"{path.parts[-3]}/{path.name}: {words}"))
     return found
+
+
+NO_MEMORY = ("MemoryError", "failed to map segment", "Cannot allocate memory")
+SAID = re.compile(r"^(?=\d\d:\d\d:\d\d )", re.MULTILINE)
+"""Where a node's own words begin in its log."""
+
+
+def tracebacks(log: str) -> list[str]:
+    """The last line of each traceback in a log, but for those of a process without memory: Python
+    cannot be asked to say that better."""
+    found = [part for part in SAID.split(log) if "Traceback (most recent call last)" in part]
+    told = [part for part in found if not any(words in part for words in NO_MEMORY)]
+    return [part.strip().splitlines()[-1][:200] for part in told]
 
 
 def summarise(
