@@ -164,6 +164,8 @@ def _one(
     done.seen["connections reset"] = lab.proxies.resets - before
     sites = {name: lab.folders[name] for name in SITES}
     ran = Ran(lab.folders["aggregator"], sites, prepared.digest if cohort == "whole" else "")
+    if cohort == "late":
+        done.seen["late replies counted"] = ran.late
     found = [*_found(ended, left, done, nodes, cohort), *violations(ran)]
     print(
         f"run {number} {cohort}: {nodes.status() or 'no journal'} after {seconds:.0f} s, "

@@ -24,6 +24,8 @@ from openfed.tensors.model_file import read_model
 from openfed.tensors.record import FLOATING, Record
 from openfed.tensors.update import update_signature
 
+KEPT = "R11"
+"""The code of a late reply that counts in the next round."""
 ENDED = ("completed", "failed", "aborted")
 Tensors = dict[str, np.ndarray[Any, Any]]
 Rows = list[dict[str, Any]]
@@ -63,6 +65,12 @@ class Ran:
         return int(found)
 
     @property
+    def late(self) -> int:
+        """How many replies have counted a round after they were asked for."""
+        with _reading(self.folder / "journal.sqlite") as db:
+            return sum(map(len, _late(_rows(db, "select * from notes")).values()))
+
+    @property
     def lock(self) -> Lock:
         return read_lock(self.aggregator / "plan" / "plan.lock")
 
@@ -86,6 +94,7 @@ def _read(ran: Ran) -> list[Violation]:
         asks = _rows(journal, "select * from asks order by round, ordinal")
         replies = _rows(journal, "select * from replies order by seq")
         turns = _rows(journal, "select * from turns order by rowid")
+        notes = _rows(journal, "select * from notes order by seq")
     named = ran.lock.plan.named
     return [
         *_status(facts),
@@ -93,7 +102,8 @@ def _read(ran: Ran) -> list[Violation]:
         *_counted(asks, replies, named),
         *_quorum(asks, replies, ran.lock),
         *_rounds(turns, facts, ran.lock),
-        *_models(ran, asks, replies, turns, facts.get("status") == "completed"),
+        *_models(ran, asks, replies, turns, _late(notes), facts.get("status") == "completed"),
+        *_late_once(asks, replies, _late(notes)),
         *_saved(ran, facts, turns),
         *_receipts(ran, replies),
         *_partial(ran),
@@ -185,16 +195,51 @@ def _rounds(turns: Rows, facts: Mapping[str, str], lock: Lock) -> Iterator[Viola
 # -- the models, computed again ----------------------------------------------------------------
 
 
+def _late(notes: Rows) -> dict[int, Rows]:
+    """The replies that came too late for the round before, and count in this one, by round."""
+    found = {}
+    for note in notes:
+        kind, _, round = note["key"].partition("/")
+        if kind == "late":
+            keys = ("collaborator", "digest")
+            found[int(round)] = [
+                dict(zip(keys, each, strict=False)) for each in json.loads(note["value"])
+            ]
+    return found
+
+
+def _late_once(asks: Rows, replies: Rows, late: Mapping[int, Rows]) -> Iterator[Violation]:
+    """What counts a round later did not count before, and was an answer to that round's ask."""
+    training = {ask["id"]: ask["round"] for ask in asks if ask["task"] == "train"}
+    kept = {
+        (training.get(reply["ask"]), reply["collaborator"], reply["digest"])
+        for reply in replies
+        if reply["code"] == KEPT
+    }
+    for round, counted in late.items():
+        for each in counted:
+            key = (round - 1, each["collaborator"], each["digest"])
+            if key not in kept or counted.count(each) > 1:
+                yield Violation("counts once", f"round {round}: {key} is no late reply, or twice")
+
+
 def _models(
-    ran: Ran, asks: Rows, replies: Rows, turns: Rows, completed: bool
+    ran: Ran,
+    asks: Rows,
+    replies: Rows,
+    turns: Rows,
+    late: Mapping[int, Rows],
+    completed: bool,
 ) -> Iterator[Violation]:
-    """global_r = global_(r-1) + the weighted mean of exactly what was accepted in round r."""
+    """global_r = global_(r-1) + the weighted mean of exactly what was accepted in round r, and of
+    what came too late for the round before where the plan keeps that, after it."""
     model: Tensors = {k: np.array(v) for k, v in read_model(_saved_model(ran, "init")).items()}
     training = {ask["round"]: ask["id"] for ask in asks if ask["task"] == "train"}
     digest = _digest(model)
     for turn in turns:
         if turn["round"]:
             accepted = _accepted(replies, training.get(turn["round"], ""))
+            accepted += late.get(turn["round"], [])
             try:
                 updates = [_update(ran, each) for each in accepted]
                 model = _added(model, updates)
@@ -279,7 +324,8 @@ def _saved(ran: Ran, facts: Mapping[str, str], turns: Rows) -> Iterator[Violatio
 
 def _receipts(ran: Ran, replies: Rows) -> Iterator[Violation]:
     """What a site was told counts is what the journal counts of it."""
-    counted = {(r["ask"], r["collaborator"]): r["digest"] for r in replies if not r["code"]}
+    counts = [reply for reply in replies if reply["code"] in ("", KEPT)]
+    counted = {(r["ask"], r["collaborator"]): r["digest"] for r in counts}
     for name, folder in ran.sites.items():
         store = folder / "runs" / ran.folder.name / "agents" / name / "local.sqlite"
         if not store.exists():

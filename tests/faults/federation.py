@@ -36,6 +36,7 @@ OF_A_RUN = shutil.ignore_patterns("runs", "logs")
 COHORTS = {
     "whole": "cohort: {}",  # every site must answer
     "quorum": "cohort: {quorum: 2, deadline: 20s}",
+    "late": "cohort: {quorum: 2, grace: 1s, deadline: 20s, late: next_round}",
 }
 
 

@@ -89,6 +89,16 @@ def twice(ran):
     db.close()
 
 
+def once_more_later(ran):
+    """Mill's update of round 2 counts in round 3 as well."""
+    db = sqlite3.connect(ran.folder / "journal.sqlite")
+    query = f"select collaborator, digest, size from replies where {MILLS}"
+    told = json.dumps([db.execute(query).fetchone()])
+    with db:
+        db.execute("insert into notes (key, value) values ('late/00000003', ?)", (told,))
+    db.close()
+
+
 def swapped(ran):
     """Rounds 2 and 3 have each other's model."""
     db = sqlite3.connect(ran.folder / "journal.sqlite")
@@ -157,6 +167,7 @@ PLANTED = {
         in_journal(f"update replies set ask = 'none' where {MILLS}"),
         "counts once",
     ),
+    "a reply counts again a round later": (once_more_later, "counts once"),
     "a packet is gone": (lambda ran: packet(ran).unlink(), "the formula"),
     "a packet is changed": (a_byte_changed, "the formula"),
     "a weight is changed": (other_weight, "the formula"),
