@@ -1418,8 +1418,8 @@ CODES: dict[str, Explanation] = {
     ),
     "S12": Explanation(
         "the operating system refused",
-        "A file could not be written or read, or a socket not used: disk full, no permission, too "
-        "many open files.",
+        "A file could not be written or read, a socket not used, memory not had: disk full, no "
+        "permission, too many open files.",
         "The message has the system's own words and the path; mend that and start again.",
     ),
     "S13": Explanation(

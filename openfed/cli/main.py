@@ -75,9 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OpenFedError as error:
         code = error.exit_code
         _tell(error, debug="--debug" in arguments)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         code = OpenFedError.exit_code
-        _tell(OpenFedError("S12", str(error)), debug="--debug" in arguments)
+        told = f"no memory: {error}" if isinstance(error, MemoryError) else str(error)
+        _tell(OpenFedError("S12", told), debug="--debug" in arguments)
     except click.ClickException as error:
         code = error.exit_code
         error.show()

@@ -315,6 +315,9 @@ def main() -> None:
     except OSError as error:
         _say(f"S12  {error}")
         code = TransportError.exit_code if isinstance(error, ConnectionError) else 1
+    except MemoryError as error:
+        _say(f"S12  no memory: {error}")
+        code = 1
     except Exception:  # noqa: BLE001 (a bug of ours: the log must have it)
         traceback.print_exc()
         code = 1

@@ -56,7 +56,8 @@ async def conduct(
     """Run the flow to its end, save the models, tell everyone.
 
     What the plan, a site or a flow did wrong ends the run as failed, with the reason. What this
-    machine did (a stop, a full disk, a damaged journal) is raised: the run can be resumed.
+    machine did (a stop, a full disk, no memory, a damaged journal) is raised: the run can be
+    resumed.
     """
     began = time.monotonic()
     lock, journal = aggregator.lock, aggregator.journal
@@ -66,7 +67,7 @@ async def conduct(
         turn = journal.turn()
         if turn is not None and turn.round < lock.plan.rounds:
             reason = handle.stopped() or ""
-    except (Interrupted, OSError):
+    except (Interrupted, OSError, MemoryError):
         raise
     except TimeOver as error:
         reason = told = f"stopped early: {error.message}"

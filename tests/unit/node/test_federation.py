@@ -313,6 +313,23 @@ def test_a_disk_that_fails_at_the_end_leaves_a_run_that_can_be_resumed(lab):
     assert len(here.toys["one"].seen) == before  # everything was answered from the journal
 
 
+def test_an_aggregator_without_memory_leaves_a_run_that_can_be_resumed(lab):
+    here = two(lab, rounds=3)
+    emit = here.emit
+
+    def without_memory(kind, fields):
+        emit(kind, fields)
+        if kind == "round.started" and fields["round"] == 2:
+            here.emit = emit
+            np.empty(1 << 55)  # more than any machine has
+
+    here.emit = without_memory
+    with pytest.raises(MemoryError):
+        here.run()
+    assert choose_run(here.root, here.lock.digest).action == "resume"
+    assert here.run().state == "completed"
+
+
 def test_frozen_entries_are_stored_once(lab):
     puts = []
     put = Spool.put
