@@ -17,12 +17,15 @@ from blake3 import blake3
 
 from openfed.codec.pipeline import Pipeline
 from openfed.errors import OpenFedError
+from openfed.launch.ledger import verify_ledger
 from openfed.plan.lock import Lock, read_lock
 from openfed.store.packets import open_packet
+from openfed.store.witness import FILE
 from openfed.tensors.frame import CHUNK, blocks
 from openfed.tensors.model_file import read_model
 from openfed.tensors.record import FLOATING, Record
 from openfed.tensors.update import update_signature
+from openfed.workspace import Workspace
 
 KEPT = "R11"
 """The code of a late reply that counts in the next round."""
@@ -107,6 +110,7 @@ def _read(ran: Ran) -> list[Violation]:
         *_saved(ran, facts, turns),
         *_receipts(ran, replies),
         *_partial(ran),
+        *_ledger(ran),
     ]
 
 
@@ -340,6 +344,20 @@ def _receipts(ran: Ran, replies: Rows) -> Iterator[Violation]:
             if row["ruling"] not in ("accepted", "duplicate", None) and found == row["digest"]:
                 text = f"{name} was told {row['ruling']} of what counts: {row['digest'][:16]}"
                 yield Violation("receipts", text)
+
+
+def _ledger(ran: Ran) -> Iterator[Violation]:
+    """What `fx ledger verify` says of it, against what every site has kept."""
+    folders = {name: folder / "runs" / ran.folder.name for name, folder in ran.sites.items()}
+    kept = [folder / "agents" / name / FILE for name, folder in folders.items()]
+    against = [path for path in kept if path.exists()]
+    try:
+        found = verify_ledger(Workspace(ran.aggregator), None, against, None)
+    except OpenFedError as error:
+        yield Violation("the ledger", str(error))
+        return
+    for fault in found.all_faults:
+        yield Violation("the ledger", str(fault))
 
 
 def _partial(ran: Ran) -> Iterator[Violation]:

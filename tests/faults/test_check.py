@@ -193,6 +193,10 @@ PLANTED = {
     "the manifest tells of another": (other_manifest, "the saved model"),
     "a site was told of another update": (accepted_at_the_site, "receipts"),
     "a site was told that it was late": (late_at_the_site, "receipts"),
+    "an entry of the ledger is gone": (
+        in_journal("delete from ledger where rowid = 5"),
+        "the ledger",
+    ),
     "half a blob": (lambda ran: (ran.folder / "growing" / "half").touch(), "no partial files"),
     "half a file": (
         lambda ran: (ran.aggregator / "save" / ".faults_last.safetensors.0").touch(),
