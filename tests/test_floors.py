@@ -18,8 +18,8 @@ def words(text: str) -> tuple[str, ...]:
 
 
 ORDER = words(
-    """errors failpoints typing parse files archive tensors pki plan codec strategy privacy tasks ask wire
-    store transport flow node registry assemble workspace migrate travel observe
+    """errors failpoints typing parse files archive tensors pki plan codec strategy privacy tasks
+    ask wire store transport flow node registry assemble workspace migrate travel observe
     simulate launch cli __main__"""
 )
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
