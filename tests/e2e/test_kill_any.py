@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from openfed.node.aggregator import LEASE_S
+from openfed.plan.schema import Timeouts
 
 pytestmark = pytest.mark.slow
+
+LEASE_S = Timeouts().idle
 
 SLOWLY = """
 def called(data):  # nothing can be written in a sandbox
@@ -111,9 +113,6 @@ def test_a_process_that_is_killed_leaves_nothing_and_the_run_has_one_state(
         again = here.fx("run")
         assert again.returncode == 0, again.stderr
         assert list(journaled(here).values()) == [("completed", "")]
-    elif told["status"] == "failed":  # a task that is killed at work has no reply
-        assert role == "task mill" and "K26" in told["reason"] and run.returncode == 5
-        return
     else:
         assert (told["status"], run.returncode) in {("completed", 0), ("completed", -9)}
     assert here.digest() == undisturbed
@@ -154,8 +153,5 @@ def test_where_a_keeper_holds_the_task_process_any_one_may_be_killed(workspace, 
     codes = {name: node.wait(2 * LEASE_S) for name, node in nodes.items()}
     here.wait_until(lambda: not left_over(here.root), "the end of all processes", 2 * LEASE_S)
     ((status, reason),) = journaled(here).values()
-    if status == "failed":  # a task that is killed at work has no reply
-        assert role == "keeper" and "K26" in reason and codes["aggregator"] == 5
-    else:
-        assert (status, reason) == ("completed", "") and set(codes.values()) == {0}
-        assert here.digest() == undisturbed
+    assert (status, reason) == ("completed", "") and set(codes.values()) == {0}
+    assert here.digest() == undisturbed
