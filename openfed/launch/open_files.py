@@ -1,6 +1,7 @@
 """How many files an aggregator may hold open: a connection and an update for every site."""
 
 import resource
+from contextlib import suppress
 
 from openfed.errors import OpenFedError
 
@@ -22,8 +23,10 @@ def allow_files(sites: int) -> None:
     """Raise this process's limit as far as it may. Raises: OpenFedError T20: that is too low."""
     if (most := may_open()) < files_for(sites):
         raise OpenFedError("T20", shortage(sites, most))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # some systems have a lower bound that they do not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def shortage(sites: int, most: int) -> str:

@@ -18,15 +18,9 @@ LOOK_S, AGAIN_S = 1.0, 60.0
 
 
 def most_connections() -> int:
-    """Half of the descriptors that this process may have, which are first raised as far as they
-    may be: the other half is for files, of which each site has a few."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):  # some systems have a lower bound that they do not tell
-            pass
+    """Half of the descriptors that this process has: the other half is for files, of which each
+    site has a few."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if soft == resource.RLIM_INFINITY else max(1, min(MOST, soft // 2))
 
 
