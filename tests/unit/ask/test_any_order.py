@@ -1,7 +1,7 @@
 """The ask machine under any order of events, beside a model of it that is as simple as can be.
 
-The shell around the machine journals what it accepts and excludes, and how an ask was closed. A
-restart folds the journal: what comes out must be the ask that was there.
+The shell around the machine journals what it accepts, excludes and keeps, and how an ask was
+closed. A restart folds the journal: what comes out must be the ask that was there.
 """
 
 from dataclasses import replace
@@ -26,32 +26,21 @@ from openfed.ask.machine import (
     Elapsed,
     Exclude,
     Failed,
+    Keep,
     Late,
     Refuse,
     Replied,
+    Returned,
+    Wait,
     step,
 )
 from openfed.flow.federation import replayed
-from openfed.store.journal import AskRow, Reply
+from openfed.store.journal import LATE, AskRow, Reply
 
 SITES = ("anna", "bert", "carl", "dora")
 NAMES = st.sampled_from((*SITES, "eve"))
 DIGESTS, CODES = st.sampled_from("12"), st.sampled_from(("K20", "C18"))
 TIMES = st.floats(0, 30, allow_nan=False)
-
-
-def asked_anew(asked: Ask) -> Ask:
-    return Ask("x", asked.cohort, asked.quorum, asked.deadline_s)
-
-
-def folded(step, row, asked) -> Ask:
-    """An ask that is over, from its replies and then its age."""
-    ask = asked_anew(asked)
-    for reply in row.replies:
-        name = reply.collaborator
-        event = Failed(name, reply.code) if reply.code else Replied(name, reply.digest)
-        ask, _ = step(ask, event)
-    return step(ask, Elapsed(row.elapsed_s))[0]
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -62,38 +51,54 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(
         cohort=st.sets(st.sampled_from(SITES), min_size=1),
         quorum=st.integers(1, 4),
+        wanted=st.integers(0, 4),
         deadline=st.none() | st.floats(0.5, 20),
+        grace=st.none() | st.floats(0.5, 10),
+        keeps=st.booleans(),
     )
-    def opened(self, cohort, quorum, deadline):
+    def opened(self, cohort, quorum, wanted, deadline, grace, keeps):
         names = tuple(sorted(cohort))
-        self.ask = Ask("x", names, min(quorum, len(names)), deadline)
-        self.journal, self.journaled_s, self.met = [], 0.0, None
-        self.counted = {}  # name -> (digest, code), of those whose answer counts
-        self.clock, self.over, self.closes = 0.0, False, []
+        quorum = min(quorum, len(names))
+        wanted = wanted and max(quorum, min(wanted, len(names)))
+        self.asked = Ask("x", names, quorum, deadline, wanted, grace, keeps)
+        self.ask, self.journal, self.journaled_s, self.met = self.asked, [], 0.0, None
+        self.counted, self.kept = {}, {}  # name -> (digest, code), whose answer counts, and when
+        self.clock, self.met_at, self.waiting, self.over, self.closes = 0.0, None, False, False, []
 
     # -- the model -------------------------------------------------------------------------------
+
+    @property
+    def accepted(self):
+        return sorted(name for name, (_, code) in self.counted.items() if not code)
 
     def expected(self, name, digest, code):
         """What must come of an answer."""
         if name not in self.ask.cohort:
             return Refuse(name, "R07")
-        before, failed = self.counted.get(name, ("", ""))
-        if name in self.counted and (code or before == digest):
+        before, failed = {**self.counted, **self.kept}.get(name, ("", ""))
+        if (before or failed) and (code or before == digest):
             return Duplicate(name)
         if before:
             return Refuse(name, "R08")
-        if self.over:
-            return Late(name)
         if failed:
-            return Refuse(name, "R09")
+            return Late(name) if self.over else Refuse(name, "R09")
+        if self.over:
+            keeps = self.ask.keeps_late and self.met and not code
+            return Keep(name, digest) if keeps else Late(name)
         return Exclude(name, code) if code else Accept(name, digest)
 
+    def overdue(self):
+        deadline, grace = self.ask.deadline_s, self.ask.grace_s
+        graced = grace is not None and self.met_at is not None and self.clock - self.met_at >= grace
+        return graced or (deadline is not None and self.clock >= deadline)
+
     def must_be_over(self):
-        accepted = sum(1 for _, code in self.counted.values() if not code)
-        failed = len(self.counted) - accepted
-        late = self.ask.deadline_s is not None and self.clock >= self.ask.deadline_s
+        met = len(self.accepted) >= self.ask.quorum
+        failed = len(self.counted) - len(self.accepted)
         hopeless = len(self.ask.cohort) - failed < self.ask.quorum
-        return len(self.counted) == len(self.ask.cohort) or late or hopeless
+        enough = bool(self.ask.wanted) and len(self.accepted) >= self.ask.wanted
+        everybody = len(self.counted) == len(self.ask.cohort)
+        return everybody or enough or hopeless or self.overdue() or (self.waiting and met)
 
     # -- the shell -------------------------------------------------------------------------------
 
@@ -102,15 +107,18 @@ class AnyOrder(RuleBasedStateMachine):
         ask, effects = self.step(self.ask, event)
         if isinstance(expected, Accept | Exclude):
             self.counted[reply.collaborator] = (reply.digest, reply.code)
+        if isinstance(expected, Keep):
+            self.kept[reply.collaborator] = (reply.digest, "")
         wanted = [] if expected is None else [expected]
         if not self.over and self.must_be_over():
-            self.over = True
-            names = tuple(sorted(n for n, (_, code) in self.counted.items() if not code))
+            self.over, self.waiting, names = True, False, tuple(self.accepted)
             wanted.append(Close(names, len(names) >= self.ask.quorum))
         assert list(effects) == wanted
         for effect in effects:
             if isinstance(effect, Accept | Exclude):
                 self.journal.append(reply)
+            if isinstance(effect, Keep):
+                self.journal.append(replace(reply, code=LATE))
             if isinstance(effect, Close):
                 self.met = effect.met
                 self.closes.append(effect)
@@ -127,8 +135,9 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.counted)
     @rule(data=st.data(), changed=st.booleans())
     def replies_again(self, data, changed):
-        name = data.draw(st.sampled_from(sorted(self.counted)))
-        digest = "changed" if changed else self.counted[name][0] or "1"
+        known = {**self.counted, **self.kept}
+        name = data.draw(st.sampled_from(sorted(known)))
+        digest = "changed" if changed else known[name][0] or "1"
         self.replies(name, digest)
 
     @rule(name=NAMES, code=CODES)
@@ -136,33 +145,42 @@ class AnyOrder(RuleBasedStateMachine):
         reply = Reply(name, "", 0, code, "lost")
         self.happens(Failed(name, code), self.expected(name, "", code), reply)
 
-    @rule(seconds=TIMES)
-    def time_passes(self, seconds):
-        """As some clock says it, which may have been set back."""
-        self.clock = max(self.clock, seconds)
-        self.happens(Elapsed(seconds), None)
+    @rule(seconds=TIMES, gone=st.frozensets(NAMES))
+    def time_passes(self, seconds, gone):
+        """As some clock says it, which may have been set back; `gone`: who has not been heard."""
+        expected = None
+        if not self.over and not self.waiting:
+            self.clock = max(self.clock, seconds)
+            met = len(self.accepted) >= self.ask.quorum
+            if met and self.met_at is None:
+                self.met_at = self.clock
+            lost = tuple(name for name in self.ask.missing if name in gone)
+            if self.overdue() and not met and lost:
+                self.waiting, self.clock, expected = True, 0.0, Wait(lost)
+        self.happens(Elapsed(seconds, gone), expected)
 
     @precondition(lambda self: self.ask.deadline_s is not None)
-    @rule()
-    def the_deadline_passes(self):
-        self.time_passes(self.ask.deadline_s)
+    @rule(gone=st.frozensets(NAMES))
+    def the_deadline_passes(self, gone):
+        self.time_passes(self.ask.deadline_s, gone)
 
     @rule()
+    def enough_are_back(self):
+        self.waiting = False
+        self.happens(Returned(), None)
+
+    @precondition(lambda self: not self.over)
+    @rule()
     def the_aggregator_starts_again(self):
-        """An open ask is folded from the journal, and offered again: its age may end it."""
+        """An open ask is folded from the journal, and offered again. It is not known to wait for
+        anybody any more, a grace begins anew, and so does the age of an ask without a deadline."""
         row = AskRow("x", 1, 0, "train", self.journaled_s, self.met, tuple(self.journal))
-        if row.met is None:
-            ask = replayed(row, asked_anew(self.ask))
-            ask, effects = self.step(ask, Elapsed(ask.elapsed_s))
-            assert effects == ()
-        else:
-            ask = folded(self.step, row, self.ask)
-        if self.ask.deadline_s is None:  # nobody notes how long it has been open
-            self.clock, self.ask = 0.0, replace(self.ask, elapsed_s=0.0)
-        if self.over:  # what is over does not age
-            ask = replace(ask, elapsed_s=self.ask.elapsed_s)
-        assert replace(ask, met_s=None) == replace(self.ask, met_s=None)  # a grace begins anew
-        self.ask = ask
+        again = replayed(row, self.asked)
+        self.waiting, self.met_at = False, None
+        self.clock = self.clock if self.ask.deadline_s is not None else 0.0
+        same = replace(self.ask, waiting=False, met_s=None, elapsed_s=self.clock)
+        assert again == same
+        self.ask = again
 
     # -- what must hold whatever happens ---------------------------------------------------------
 
@@ -170,7 +188,8 @@ class AnyOrder(RuleBasedStateMachine):
     def each_counts_at_most_once(self):
         names = [reply.collaborator for reply in self.journal]
         assert len(names) == len(set(names))
-        assert set(names) == {*self.ask.accepted, *self.ask.failed} <= set(self.ask.cohort)
+        known = {*self.ask.accepted, *self.ask.failed, *self.ask.kept}
+        assert set(names) == known <= set(self.ask.cohort)
 
     @invariant()
     def it_closes_at_most_once_and_says_the_truth(self):

@@ -24,8 +24,9 @@ async def passes(here, open, seconds):
 
 async def answers(here, open, name):
     """As if a reply had come; what the journal does with it is shown elsewhere."""
-    ask, effects = step(open.ask, Replied(name, "0" * 64))
-    here.aggregator._adopt(open, ask, effects)
+    async with here.aggregator._order:
+        ask, effects = step(open.ask, Replied(name, "0" * 64))
+        here.aggregator._adopt(open, ask, effects)
 
 
 def told(here, kind):
