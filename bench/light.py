@@ -14,14 +14,14 @@ from typing import Any
 
 from bench.task import change
 from openfed.assemble import make_agent
-from openfed.launch.node import PATIENCE, load_lock
+from openfed.launch.node import load_lock
 from openfed.node.trainer import Inputs, Result
 from openfed.pki.files import load_identity
 from openfed.plan.lock import Lock
 from openfed.tasks.base import VALIDATE, Task
 from openfed.tensors.frame import FrameFile, open_frame
 from openfed.transport.grpc import GrpcLink
-from openfed.transport.retry import retrying
+from openfed.transport.retry import Policy, retrying
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LightTrainer:
 
 async def take_part(root: Path, lock: Lock, name: str, address: str) -> None:
     identity, number = load_identity(root / "cert", name), lock.plan.named.index(name) + 1
-    link = retrying(GrpcLink(address, identity), PATIENCE)
+    link = retrying(GrpcLink(address, identity), Policy())
     try:
         await make_agent(root, lock, name, link, LightTrainer(number), lambda text: None).run()
     finally:

@@ -31,7 +31,8 @@ def test_within_two_leases_a_site_has_stopped_its_task_and_later_does_it_again(
     begun = time.monotonic()
     here.wait_until(lambda: here.processes().get("task mill") != task, "the end of mill's task")
     assert LEASE_S / 2 < time.monotonic() - begun < 2 * LEASE_S
-    assert "nothing heard from the aggregator for 5 s: the task at work is" in here.said(mill)
+    words = "nothing heard from the aggregator for 5 s: the task at work is"
+    here.wait_until(lambda: words in here.said(mill), "its words")
     assert farm.poll() is None and mill.poll() is None, "they go on trying"
     if fault == signal.SIGKILL:
         aggregator.wait()
