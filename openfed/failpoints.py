@@ -29,6 +29,8 @@ POINTS = frozenset(
         *("journal.close", "journal.turn", "journal.commit", "journal.committed"),
         # store/local.py
         *("local.owe", "local.owed", "local.settle", "local.ruled", "local.settled"),
+        # store/witness.py: what a site keeps of the ledger
+        *("witness.receipt", "witness.kept"),
         # node/trainer.py, tasks/child.py: the hand-over, both ways
         *("exchange.linked", "task.asked", "task.taken", "task.ran", "task.written"),
         *("task.answered", "task.heard"),

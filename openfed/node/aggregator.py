@@ -267,7 +267,10 @@ class Aggregator:
             open.began = self._monotonic()
             open.since, event = open.began - open.ask.elapsed_s, Returned()
         else:
-            event = Elapsed(self._monotonic() - open.since, self._gone_since(open))
+            seconds, deadline = self._monotonic() - open.since, open.ask.deadline_s or math.inf
+            if seconds < min(open.ask.elapsed_s + TICK_S / 2, deadline):
+                return  # one commit a look, not one a reply
+            event = Elapsed(seconds, self._gone_since(open))
         async with self._order:
             if not open.ask.closed:
                 ask, effects = step(open.ask, event)

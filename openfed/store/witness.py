@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from openfed.errors import WireError
+from openfed.failpoints import failpoint
 from openfed.parse import strict_json
 from openfed.pki.keys import verifier
 from openfed.plan.approval import fingerprint
@@ -141,7 +142,9 @@ class Witness:
             raise WireError("J07", message)
         if entry.number not in self._receipts:
             self._keep(Seen(*self._about, entry.head, entry))
+            failpoint("witness.receipt")
             os.fsync(self._file)
+            failpoint("witness.kept")
         return True
 
     @property

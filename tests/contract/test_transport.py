@@ -404,7 +404,7 @@ def test_nonsense_never_reaches_the_service(run, call):
 
 def test_another_major_version_is_refused_by_name(run):
     async def body(shelf, link):
-        with pytest.raises(WireError, match=r"^W11 .*speaks protocol 1\.0, this side 2\.0"):
+        with pytest.raises(WireError, match=r"^W11 .*speaks protocol 1\.0, this side 2\.1"):
             await link.hello(Hello(replace(STAMP, protocol=(1, 0))))
 
     run(body)

@@ -129,6 +129,7 @@ CASES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     AGENT: {
         **_cases("local.owe", "local.owed", "local.settle", "local.ruled", "local.settled"),
+        **_cases("witness.receipt", "witness.kept"),
         **_cases("spool.block", "spool.flushed", "push.block", passages=_BLOCKS),
         **_cases("exchange.linked", "task.asked", "task.heard"),
         **_SPOOL,

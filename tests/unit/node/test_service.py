@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import fcntl
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from openfed.codec.packet import Head, packet_blocks
 from openfed.errors import OpenFedError, PolicyError, TransportError
 from openfed.node.aggregator import Aggregator
 from openfed.store.journal import Journal, Reply
-from openfed.store.spool import Growing, Spool
+from openfed.store.spool import Spool
 from openfed.tensors.frame import Held
 from openfed.tensors.record import Record, signature_of
 from openfed.wire.messages import (
@@ -270,13 +272,13 @@ def test_an_upload_that_is_swept_while_it_begins_can_be_tried_again(desk, monkey
         await here.open()
         push = Push(here.stamp, "ask1", "upload")
         assert await here.aggregator.push_offset(ONE, push) == 0
-        recall = Growing._recall
+        lock = fcntl.flock
 
-        def swept(growing):
-            growing.part.unlink()
-            recall(growing)
+        def swept(file, how):
+            lock(file, how)
+            Path(file.name).unlink()
 
-        monkeypatch.setattr(Growing, "_recall", swept)
+        monkeypatch.setattr(fcntl, "flock", swept)
         with pytest.raises(TransportError, match="T14") as caught:
             await sends(here, push, b"the end")
         assert not caught.value.permanent
