@@ -15,6 +15,13 @@ def times(n):
     return [1] * n
 
 
+async def both_are_here(here, open):
+    """The clock of the ask is going."""
+    for name in ("one", "two"):
+        await here.hello(name)
+    await here.until(lambda: open.since is not None)
+
+
 async def passes(here, open, seconds):
     """Let time pass in steps, and see that it was noticed."""
     for each in seconds:
@@ -29,6 +36,18 @@ async def answers(here, open, name):
         here.aggregator._adopt(open, ask, effects)
 
 
+def when(here, kind, do):
+    """Have `do()` called at every event of this kind."""
+    emit = here.emit
+
+    def watching(told, fields):
+        emit(told, fields)
+        if told == kind:
+            do()
+
+    here.emit = watching
+
+
 def told(here, kind):
     return [fields for told, fields in here.events if told == kind]
 
@@ -40,9 +59,7 @@ def test_the_clock_of_an_ask_stands_until_a_quorum_is_here(gate):
         here.time += 1000
         await here.after(0, asyncio.ensure_future(asyncio.sleep(0)))
         assert open.since is None and not open.ask.closed
-        for name in ("one", "two"):
-            await here.hello(name)
-        await here.until(lambda: open.since is not None)
+        await both_are_here(here, open)
         assert open.ask.elapsed_s == 0
 
     gate(body)
@@ -51,9 +68,7 @@ def test_the_clock_of_an_ask_stands_until_a_quorum_is_here(gate):
 def test_too_few_at_the_deadline_are_waited_for_and_have_a_deadline_of_their_own(gate):
     async def body(here):
         open = await here.ask(quorum=2, deadline_s=10.0)
-        for name in ("one", "two"):
-            await here.hello(name)
-        await here.until(lambda: open.since is not None)
+        await both_are_here(here, open)
         await answers(here, open, "one")
         here.aggregator._heard.pop("two")  # it has hung up
         await passes(here, open, [10])
@@ -77,9 +92,7 @@ def test_too_few_at_the_deadline_are_waited_for_and_have_a_deadline_of_their_own
 def test_who_is_here_and_too_slow_is_not_waited_for(gate):
     async def body(here):
         open = await here.ask(quorum=2, deadline_s=10.0)
-        for name in ("one", "two"):
-            await here.hello(name)
-        await here.until(lambda: open.since is not None)
+        await both_are_here(here, open)
         here.time += 5
         for name in ("one", "two"):
             await here.hello(name)
@@ -123,14 +136,8 @@ class Race:
 
 def test_a_late_update_counts_in_the_next_round(lab):
     race = Race(lab, "cohort: {quorum: 1, grace: 1s, late: next_round}\nretention: {updates: all}")
-    here, emit = race.here, race.here.emit
-
-    def watching(kind, fields):
-        emit(kind, fields)
-        if kind == "round.ended":
-            race.gone_on.set()
-
-    here.emit = watching
+    here = race.here
+    when(here, "round.ended", race.gone_on.set)
     ended = here.run()
     assert ended.state is RunState.COMPLETED, ended.reason
     journal = here.journal()
@@ -149,14 +156,7 @@ def test_a_late_update_counts_in_the_next_round(lab):
 
 def test_a_late_update_is_discarded_unless_the_plan_keeps_it(lab):
     race = Race(lab, "cohort: {quorum: 1, grace: 1s}", rounds=2)
-    emit = race.here.emit
-
-    def watching(kind, fields):
-        emit(kind, fields)
-        if kind == "round.ended":
-            race.gone_on.set()
-
-    race.here.emit = watching
+    when(race.here, "round.ended", race.gone_on.set)
     assert race.here.run().state is RunState.COMPLETED
     second = (10 * 2 + 30 * -1) / 40
     assert np.allclose(race.here.last["w"][0], 1 + 1 + second, atol=1e-6)
@@ -197,14 +197,7 @@ def test_a_run_whose_time_is_over_ends_with_its_last_whole_round(lab):
             stuck.wait(30)
 
     here = lab({"one": lab.toy(1.0, 10, breaks=breaks)}, rounds=5, more="stop: {after: 3s}")
-    emit = here.emit
-
-    def watching(kind, fields):
-        emit(kind, fields)
-        if kind == "run.ended":
-            stuck.set()
-
-    here.emit = watching
+    when(here, "run.ended", stuck.set)
     ended = here.run()
     assert ended.state is RunState.COMPLETED and ended.summary["rounds"] == 2
     assert ended.reason == "stopped early: 3s of stop.after are over, and round 3 is not"
@@ -215,14 +208,7 @@ def test_a_run_whose_time_is_over_before_its_first_round_has_failed(lab):
     stuck = threading.Event()
     toy = lab.toy(1.0, 10, breaks=lambda toy, task: stuck.wait(30))
     here = lab({"one": toy}, more="stop: {after: 0.5s}")
-    emit = here.emit
-
-    def watching(kind, fields):
-        emit(kind, fields)
-        if kind == "run.ended":
-            stuck.set()
-
-    here.emit = watching
+    when(here, "run.ended", stuck.set)
     ended = here.run()
     assert ended.state is RunState.FAILED and ended.reason.startswith("F05  ")
 
@@ -235,13 +221,6 @@ def test_a_task_that_takes_longer_than_the_plan_allows_is_stopped(lab):
             stuck.wait(30)
 
     here = lab({"one": lab.toy(1.0, 10, breaks=breaks)}, more="timeouts: {task: 0.5s}")
-    emit = here.emit
-
-    def watching(kind, fields):
-        emit(kind, fields)
-        if kind == "task.failed":
-            stuck.set()
-
-    here.emit = watching
+    when(here, "task.failed", stuck.set)
     ended = here.run()
     assert ended.state is RunState.FAILED and "K33 train: stopped after 0.5 s" in ended.reason
