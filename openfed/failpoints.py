@@ -26,7 +26,7 @@ POINTS = frozenset(
         *("spool.settled", "spool.swept"),
         # store/journal.py
         *("journal.facts", "journal.note", "journal.ask", "journal.elapsed", "journal.reply"),
-        *("journal.close", "journal.turn", "journal.commit", "journal.committed"),
+        *("journal.close", "journal.turn", "journal.entry", "journal.commit", "journal.committed"),
         # store/local.py
         *("local.owe", "local.owed", "local.settle", "local.ruled", "local.settled"),
         # store/witness.py: what a site keeps of the ledger

@@ -165,6 +165,7 @@ class Journal:
             query = "insert into ledger values (?, ?, ?)"
             self._write(query, entry.number, entry.line().decode(), name)
             self._tip = entry.head
+            failpoint("journal.entry")
 
     def entries(self) -> list[bytes]:
         """The lines of the ledger, in their order."""

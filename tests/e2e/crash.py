@@ -119,7 +119,9 @@ CASES: dict[str, dict[str, tuple[int, ...]]] = {
     AGGREGATOR: {
         **_cases("journal.facts", "journal.note", "journal.ask", "journal.elapsed"),
         **_cases("journal.reply", "journal.close", "journal.turn", "journal.commit"),
-        **_cases("journal.committed", "push.offset", "push.verdict", "call.answer"),
+        **_cases(
+            "journal.entry", "journal.committed", "push.offset", "push.verdict", "call.answer"
+        ),
         **_cases("spool.block", "pull.block", passages=_BLOCKS),
         **_SPOOL,
         **_CERTIFICATE,

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from openfed.failpoints import POINTS
+from openfed.launch.ledger import verify_ledger
 from openfed.store.runs import runs
+from openfed.workspace import Workspace
 from tests.e2e import crash
 from tests.e2e.crash import AGENT, AGGREGATOR, BLOCKS, CASES, LOSING, SITES, TASK, Deaths
 
@@ -51,11 +53,17 @@ def whole(tmp_path_factory):
 
 
 def check_same(root: Path, whole: Whole) -> None:
-    """The model, round by round; one end."""
+    """The model, round by round; one end; the ledger, with what the sites have kept of it."""
     assert crash.digest(root) == whole.digest
     assert crash.rounds(root).items() <= whole.rounds.items()
     assert runs(root)[-1].status == "completed"
     assert len(crash.events(root, "run.ended")) <= 1
+    found = verify_ledger(Workspace(root), None, (), None)
+    assert not found.all_faults and found.tables
+    assert len(found.kept) == len(SITES)
+    for kept in found.kept:  # a receipt of every update
+        receipts = {each.round for each in kept.included if each.task == "train" and each.accepted}
+        assert receipts == set(range(1, ROUNDS + 1)), kept.path
 
 
 def again(root: Path) -> dict[str, int]:
