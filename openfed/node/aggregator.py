@@ -248,6 +248,8 @@ class Aggregator:
                 await self._leave_out(open, name)
             if timed:
                 await self._age(open)
+            else:
+                self._lacks(open)  # nothing ends it by itself: people must know
             await self._replies.heard(self._look_s(open))
 
     def _look_s(self, open: Open) -> float:

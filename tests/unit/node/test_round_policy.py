@@ -89,6 +89,22 @@ def test_too_few_at_the_deadline_are_waited_for_and_have_a_deadline_of_their_own
     gate(body)
 
 
+def test_without_a_deadline_too_people_are_told_who_is_gone(gate):
+    async def body(here):
+        open = await here.ask(quorum=2)
+        for name in ("one", "two"):
+            await here.hello(name)
+        here.aggregator._heard.pop("one")
+        await here.until(lambda: open.lacks)
+        (waiting,) = told(here, "ask.waiting")
+        assert waiting["gone"] == ["one"]
+        await here.hello("one")
+        await here.until(lambda: not open.lacks)
+        assert len(told(here, "ask.resumed")) == 1
+
+    gate(body)
+
+
 def test_who_is_here_and_too_slow_is_not_waited_for(gate):
     async def body(here):
         open = await here.ask(quorum=2, deadline_s=10.0)
