@@ -56,7 +56,8 @@ def test_an_aggregator_holds_no_more_after_many_rounds(tmp_path):
         assert late["threads"] <= early["threads"] + 2  # the pool's, up to six
         models = late["blobs"] - 4 * kept
         assert early["blobs"] == late["blobs"] and models in (1, 2, 3)
-        assert late["journal KB"] < 4 * 1024 + 90 * 10  # a full write-ahead log, and the rows
+        # a full write-ahead log, the rows, and 13 entries of the ledger a round
+        assert late["journal KB"] < 4.2 * 1024 + 90 * 15
 
 
 @pytest.mark.slow
