@@ -23,7 +23,7 @@ from openfed.workspace import Workspace
 from tests.e2e import crash
 from tests.e2e.crash import AGENT, AGGREGATOR, BLOCKS, CASES, LOSING, SITES, TASK, Deaths
 
-KILLS = int(os.environ.get("OPENFED_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("OPENFED_TEST_KILLS", "10"))
 SEED = int(os.environ.get("OPENFED_TEST_SEED", "6"))
 BLOCK_POINTS = ("push.block", "spool.block")
 ROUNDS = 6
