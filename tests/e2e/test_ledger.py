@@ -47,6 +47,7 @@ def start(here):
     return sites
 
 
+@pytest.mark.slow
 def test_a_killed_aggregator_goes_on_with_one_chain_that_every_site_confirms(workspace, tmp_path):
     here = workspace.line()
     sites = start(here)
@@ -78,6 +79,7 @@ def test_a_killed_aggregator_goes_on_with_one_chain_that_every_site_confirms(wor
     assert {fault["code"] for fault in other["faults"]} == {"J03"}
 
 
+@pytest.mark.slow
 def test_a_ledger_that_was_put_back_stops_the_sites(workspace):
     here = workspace.line()
     farm, mill = start(here)
