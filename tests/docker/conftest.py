@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,7 +70,8 @@ class Island:
         end = time.monotonic() + 60
         asked = ["docker", "version"]
         while subprocess.run(asked, env=self.environment, capture_output=True).returncode:
-            assert self._process.poll() is None and time.monotonic() < end, log.name
+            lives = self._process.poll() is None and time.monotonic() < end
+            assert lives, (self.home / "engine.log").read_text()[-4000:]
             time.sleep(0.1)
 
     def stop(self):
@@ -78,10 +80,10 @@ class Island:
 
 
 @pytest.fixture
-def island(engine, tmp_path):
-    (tmp_path / "island").mkdir()
-    own = Island(tmp_path / "island")
+def island(engine):
+    home = Path(tempfile.mkdtemp())  # not tmp_path: containerd takes socket paths up to 104 bytes
+    own = Island(home)
     own.start()
     yield own
     own.stop()
-    shutil.rmtree(own.home / "engine")
+    shutil.rmtree(home)
