@@ -139,18 +139,24 @@ class Ask:
 
     def awaits(self, name: str) -> bool:
         """Whether this collaborator's answer still counts for this ask."""
-        return not self.closed and name in self.missing
+        return not self.closed and self._lacks(name)
 
     def takes(self, name: str) -> bool:
         """Whether this collaborator's answer still counts for anything."""
         open = not self.closed or (self.closed.met and self.keeps_late)
-        return open and name in self.missing
+        return open and self._lacks(name)
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Who has neither answered nor failed."""
-        answered = {*self.accepted, *self.failed, *self.kept}
-        return tuple(name for name in self.cohort if name not in answered)
+        return tuple(name for name in self.cohort if not self.answered(name))
+
+    def answered(self, name: str) -> bool:
+        """Whether this collaborator has answered, or failed."""
+        return name in self.accepted or name in self.failed or name in self.kept
+
+    def _lacks(self, name: str) -> bool:
+        return not self.answered(name) and name in self.cohort
 
 
 def step(ask: Ask, event: Event) -> tuple[Ask, tuple[Effect, ...]]:
@@ -186,7 +192,7 @@ def _replied(ask: Ask, name: str, digest: str) -> tuple[Ask, tuple[Effect, ...]]
 def _failed(ask: Ask, name: str, code: str) -> tuple[Ask, tuple[Effect, ...]]:
     if name not in ask.cohort:
         return ask, (Refuse(name, "R07"),)
-    if name not in ask.missing:
+    if ask.answered(name):
         return ask, (Duplicate(name),)
     if ask.closed:
         return ask, (Late(name),)

@@ -70,7 +70,6 @@ class Port(Protocol):
 _SITES = "sites/"
 """Notes of who took part in a round, where the plan does not name the sites."""
 
-
 _UP = "up_s"
 """The fact that holds how long earlier lives of the aggregator have lasted, in seconds."""
 

@@ -212,13 +212,13 @@ class Aggregator:
 
     def _present(self) -> tuple[str, ...]:
         """Who has been heard lately and is not revoked."""
-        since = self._monotonic() - self._lease_s
-        heard = (name for name, at in self._heard.items() if at > since)
-        return tuple(sorted(name for name in heard if not self._revoked(name)))
-
-    def _revoked(self, name: str) -> bool:
         roster = self._roster()
-        return roster is not None and roster.revoked(name)
+        here = sorted(filter(self._is_here, self._heard))
+        return tuple(name for name in here if roster is None or not roster.revoked(name))
+
+    def _is_here(self, name: str) -> bool:
+        """Whether it has been heard lately."""
+        return self._heard.get(name, -math.inf) > self._monotonic() - self._lease_s
 
     async def _offer(self, ask: Ask, assignment: Assignment) -> None:
         ask, effects = step(ask, Elapsed(ask.elapsed_s))  # a crash may have come before its close
@@ -244,8 +244,9 @@ class Aggregator:
         """Close the ask at its deadline, and wait for nobody who is revoked meanwhile."""
         timed = open.ask.deadline_s is not None or open.ask.grace_s is not None
         while not open.ask.closed and not self._stop:
-            for name in filter(self._revoked, open.ask.missing):
-                await self._leave_out(open, name)
+            if roster := self._roster():
+                for name in filter(roster.revoked, open.ask.missing):
+                    await self._leave_out(open, name)
             if timed:
                 await self._age(open)
             else:
@@ -269,8 +270,9 @@ class Aggregator:
             open.began = self._monotonic()
             open.since, event = open.began - open.ask.elapsed_s, Returned()
         else:
-            seconds, deadline = self._monotonic() - open.since, open.ask.deadline_s or math.inf
-            if seconds < min(open.ask.elapsed_s + TICK_S / 2, deadline):
+            seconds, deadline = self._monotonic() - open.since, open.ask.deadline_s
+            due = open.ask.elapsed_s + TICK_S / 2
+            if seconds < (due if deadline is None else min(due, deadline)):
                 return  # one commit a look, not one a reply
             event = Elapsed(seconds, self._gone_since(open))
         async with self._order:
@@ -281,8 +283,8 @@ class Aggregator:
 
     def _lacks(self, open: Open) -> bool:
         """Whether no quorum can be had of those who are here; tells people for whom it waits."""
-        ask, here = open.ask, set(self._present())
-        away = [name for name in ask.missing if name not in here]
+        ask = open.ask
+        away = [name for name in ask.missing if not self._is_here(name)]
         lacks = len(ask.cohort) - len(ask.failed) - len(away) < ask.quorum
         if lacks and not open.lacks and (gone := [name for name in away if name in self._here]):
             open.lacks = True

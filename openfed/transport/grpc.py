@@ -318,12 +318,8 @@ class _Endpoint:
             await self.service.push_blocks(peer, push, offset, blocks)
             if await anext(blocks, None) is not None:
                 return None
-        try:  # it is sent when its sender has made it durable
-            async with asyncio.timeout(self.stall_s):
-                data = await context.read()
-        except TimeoutError:
-            told = f"no report followed its upload in {self.stall_s:g} s"
-            raise TransportError("W15", told) from None
+        told = f"no report followed its upload in {self.stall_s:g} s"
+        data = await _within(context.read(), self.stall_s, told, "W15")  # sent once it is durable
         if data is grpc.aio.EOF:
             raise WireError("W13", "an upload ended without its report")
         return await self.service.report(peer, decode(Report, data))
@@ -333,12 +329,9 @@ class _Endpoint:
         since, got = clock(), 0
         while True:
             async with self.turns.one():
-                try:
-                    async with asyncio.timeout_at(since + self.stall_s):
-                        block = await context.read()
-                except TimeoutError:
-                    told = f"expected {LEAST} bytes of an upload in {self.stall_s:g} s, got {got}"
-                    raise TransportError("W15", told) from None
+                told = f"expected {LEAST} bytes of an upload in {self.stall_s:g} s, got {got}"
+                left = since + self.stall_s - clock()
+                block = await _within(context.read(), left, told, "W15")
                 if block is grpc.aio.EOF:
                     raise WireError("W13", "an upload ended without its end")
                 if not block:
@@ -351,7 +344,8 @@ class _Endpoint:
                 del block
 
     async def _moving(self, peer: Peer, part: Awaitable[A]) -> A:
-        return await _within(part, self.stall_s, f"{peer.name}: nothing of a transfer came or went")
+        told = f"{peer.name}: nothing of a transfer came or went for {self.stall_s:g} s"
+        return await _within(part, self.stall_s, told)
 
     def _peer(self, context: Any) -> Peer:
         """Who calls: from the certificate of this connection, nothing else."""
@@ -372,12 +366,8 @@ class _Endpoint:
 
 async def _message(context: Any, kind: type) -> bytes:
     """The message that a call begins with."""
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            data = await context.read()
-    except TimeoutError:
-        message = f"{kind.__name__}: expected a message in {ANSWER_S:g} s"
-        raise TransportError("W15", message) from None
+    told = f"{kind.__name__}: expected a message in {ANSWER_S:g} s"
+    data = await _within(context.read(), ANSWER_S, told, "W15")
     if data is grpc.aio.EOF:
         raise WireError("W10", f"{kind.__name__}: expected one, found the end of the stream")
     assert isinstance(data, bytes)
@@ -408,11 +398,8 @@ async def _crossing(context: Any) -> AsyncGenerator[None, None]:
     except Exception as error:
         logger.exception("a call failed in a way that was not foreseen")
         # what the machine did (a full disk, no descriptor left) may be over when it is tried again
-        message, permanent = (
-            "the aggregator failed; its log says why",
-            not isinstance(error, OSError),
-        )
-        failure = TransportError("T11", message, permanent=permanent)
+        lasts = not isinstance(error, OSError)
+        failure = TransportError("T11", "the aggregator failed; its log says why", permanent=lasts)
     await context.abort(
         grpc.StatusCode.ABORTED, failure.code, ((crossing.METADATA, crossing.pack(failure)),)
     )
@@ -530,7 +517,8 @@ class GrpcLink:
             yield block
 
     async def _moving(self, part: Awaitable[A]) -> A:
-        return await _within(part, self._stall_s, f"{self._address}: a transfer stood still")
+        told = f"{self._address}: a transfer stood still for {self._stall_s:g} s"
+        return await _within(part, self._stall_s, told)
 
     async def close(self) -> None:
         for old in self._draining:
@@ -608,13 +596,13 @@ _STATUS: dict[Any, tuple[str, bool]] = {
 """Status that gRPC itself makes -> code, permanent."""
 
 
-async def _within(part: Awaitable[A], seconds: float, told: str) -> A:
-    """Raises: TransportError T12, transient: it takes longer."""
+async def _within(part: Awaitable[A], seconds: float, told: str, code: str = "T12") -> A:
+    """Raises: TransportError of this code, transient: it takes longer."""
     try:
         async with asyncio.timeout(seconds):
             return await part
     except TimeoutError:
-        raise TransportError("T12", f"{told} for {seconds:g} s") from None
+        raise TransportError(code, told) from None
 
 
 async def _unawaited(work: Callable[[], A]) -> A:
