@@ -1520,4 +1520,22 @@ CODES: dict[str, Explanation] = {
         "The plan's stop.after passed before the first round was finished.",
         "Raise stop.after, or cohort.deadline if sites were still at work.",
     ),
+    "F10": Explanation(
+        "too few updates for this rule",
+        "A robust rule withstands f hostile updates only among so many: 2f + 1 for the trimmed "
+        "mean, 2f + 3 for Krum and Multi-Krum, 4f + 3 for Bulyan.",
+        "Lower the strategy's f, or raise cohort.quorum so that no round counts with fewer.",
+    ),
+    "F11": Explanation(
+        "updates too large to compare",
+        "Squares of the updates' elements are beyond what a float64 can hold (about 1e308), so "
+        "that lengths and distances are not numbers.",
+        "Lower the local learning rate, or find the site whose update is that large.",
+    ),
+    "F12": Explanation(
+        "a number that the strategy weighs with is missing",
+        "FedNova needs the local steps of every update, q-FedAvg the loss before training. One "
+        "was not reported, or is negative or not finite.",
+        "Let the runner report it, or choose another strategy.",
+    ),
 }
