@@ -514,6 +514,17 @@ CODES: dict[str, Explanation] = {
         "what another has done, has nothing to work on, or costs as much as it saves.",
         "Remove it, or change what the message names.",
     ),
+    "P26": Explanation(
+        "the data contract cannot be read",
+        "A key of the plan's data contract is unknown, or its value is not of the form expected.",
+        "Correct what the message names; docs/methods.md has the form.",
+    ),
+    "P27": Explanation(
+        "the data contract excludes itself",
+        "Demands of the data contract cannot hold together: a range that ends before it begins, a "
+        "target that is no column, a shape for a table.",
+        "Change one of them.",
+    ),
     "P30": Explanation(
         "plan.lock is outdated",
         "plan.yaml says something else than what plan.lock was frozen from; an outdated lock is "
@@ -1204,6 +1215,64 @@ CODES: dict[str, Explanation] = {
         "longer than the plan allows",
         "A task computed for longer than the plan's timeouts.task, and was stopped.",
         "Look at the site's log: did it wait for data? Or raise timeouts.task in the plan.",
+    ),
+    "K40": Explanation(
+        "no such split",
+        "A data set cannot be split over the sites as asked: the partitioner or a setting is "
+        "unknown, there are too few samples or keys, or a minimum cannot be had.",
+        "Change what the message names.",
+    ),
+    "K41": Explanation(
+        "a data file that is not read",
+        "A file or folder of the site's data is not there, may not be read, is a pipe or a device, "
+        "or is larger than the reader's limit, or would become so in memory.",
+        "Check the path and its permissions; give the reader a larger `limit` if memory allows.",
+    ),
+    "K42": Explanation(
+        "a data file that is damaged",
+        "The file is not of the format that the reader reads, is cut off, or says of itself what "
+        "is not so. Names and values in it are not shown: this message may leave the site.",
+        "Look at the place that the message names; write the file anew.",
+    ),
+    "K43": Explanation(
+        "a value of another kind",
+        "A value is not of the kind that its column is read as. It is not shown: this message may "
+        "leave the site.",
+        "Look at the place that the message names; correct the value, or the column's kind.",
+    ),
+    "K44": Explanation(
+        "values are missing",
+        "Cells are empty, or say NA, where the column may not miss any. Integers and booleans "
+        "never may.",
+        "Fill or remove those lines, or say `missing: true` of a column of numbers or texts.",
+    ),
+    "K45": Explanation(
+        "columns are missing",
+        "A column or an array that is to be read is not in the file, or is there twice.",
+        "A CSV file's first line names its columns. Check the spelling, and the delimiter.",
+    ),
+    "K46": Explanation(
+        "a package is missing",
+        "Parquet files need pyarrow, PNG images Pillow; openfed does not install them.",
+        "Install it as the message says, in the environment of the task process; for containers, "
+        "put it into requirements.txt.",
+    ),
+    "K47": Explanation(
+        "images of another form",
+        "An image has another size or mode than the reader was given, a file is no PNG, or the "
+        "folder has entries that are no class of the plan.",
+        "Scale and convert images beforehand; one folder per class, with .png files in it.",
+    ),
+    "K48": Explanation(
+        "parts that do not belong together",
+        "Images and labels, or the users of a LEAF file and their samples, are not as many.",
+        "Take the files of one data set, and of one part of it.",
+    ),
+    "K49": Explanation(
+        "the data contract does not hold",
+        "The site's data are not what the plan's data contract demands. Values, and how many are "
+        "wrong, are not shown: this message may leave the site.",
+        "Correct the data, or agree on another contract in the plan.",
     ),
     # -- R: refused by policy ------------------------------------------------------------------
     "R01": Explanation(

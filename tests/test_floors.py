@@ -18,8 +18,8 @@ def words(text: str) -> tuple[str, ...]:
 
 
 ORDER = words(
-    """errors failpoints typing parse files archive tensors pki plan codec strategy privacy tasks
-    ask wire store transport flow node registry assemble workspace migrate travel observe
+    """errors failpoints typing parse files archive tensors data pki plan codec strategy privacy
+    tasks ask wire store transport flow node registry assemble workspace migrate travel observe
     simulate launch cli __main__"""
 )
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
@@ -40,10 +40,18 @@ ONLY_IN = {
     "google": ("wire/",),
     "zstandard": ("codec/zstd.py",),
     "constriction": ("codec/entropy.py",),
+    "pyarrow": ("data/parquet.py",),
+    "PIL": ("data/images.py",),
 }
 """Where a library may be imported, at module level or in a function."""
 
-PURE = ("tensors/", "strategy/", "ask/", "codec/")
+PURE = (
+    "tensors/",
+    "strategy/",
+    "ask/",
+    "codec/",
+    *(f"data/{each}.py" for each in words("table contract partition")),
+)
 TOUCH_FILES = ("tensors/frame.py", "tensors/model_file.py")
 EFFECTS = words(
     """os time datetime random secrets threading asyncio multiprocessing subprocess socket ssl
