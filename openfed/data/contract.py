@@ -243,6 +243,8 @@ def _columns(given: Any, wrong: Wrong) -> tuple[Column, ...]:
 
 def _read_column(given: Any, at: str, wrong: Wrong) -> Column:
     parts = _mapping(given, _COLUMN_KEYS, at, wrong)
+    if not isinstance(given, Mapping):
+        return Column("", "text")
     name, kind, missing = parts.get("name"), parts.get("kind"), parts.get("missing")
     if not isinstance(name, str) or not name:
         wrong(f"{at}.name", "expected the column's name")

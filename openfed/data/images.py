@@ -97,6 +97,9 @@ def _pixels(
                     found = f"{image.size[1]} x {image.size[0]} {image.mode}"
                     expected = f"{size[1]} x {size[0]} {mode} (height x width)"
                     raise refused("K47", what, f"is {found}, expected {expected}")
+                image.verify()  # checksums, which decoding passes over; an image is spent by it
+            file.seek(0)
+            with pillow.open(file, formats=("PNG",)) as image:
                 return np.asarray(image, dtype=np.uint8)
         except (*_FAULTS, pillow.DecompressionBombError):
             raise refused("K42", what, "is damaged, or no PNG image") from None

@@ -37,17 +37,17 @@ def opened(path: str | Path, what: str, limit: int = LIMIT) -> Iterator[BinaryIO
         raise refused("K41", what, "expected a path") from None
     except OSError as error:
         raise refused("K41", what, f"cannot be opened: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb", closefd=False) as file:
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise refused("K41", what, "is not a regular file")
-            check_size(found.st_size, what, limit)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise refused("K41", what, "is not a regular file")
+        check_size(found.st_size, what, limit)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file
-        except OSError as error:
-            raise refused("K41", what, f"cannot be read: {error.strerror}") from None
-        finally:
-            os.close(descriptor)
+    except OSError as error:
+        raise refused("K41", what, f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def check_size(size: int, what: str, limit: int) -> None:

@@ -152,14 +152,14 @@ def _classes(labels: Array, sites: int) -> Array:
     labels = np.asarray(labels)
     _check(labels.ndim == 1 and labels.dtype.kind in "biufUS", "expected one label per sample")
     _check(1 <= sites <= len(labels), f"expected 1 to {len(labels)} sites, a sample for each")
-    positions: Array = np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    return positions
+    _, positions = np.unique(labels, return_inverse=True)
+    return np.asarray(positions, dtype=np.int64)
 
 
 def _apportion(weights: Array, total: int) -> Array:
     """Integers that add up to `total`, in proportion to weights: largest remainders, first ones."""
     exact = weights / weights.sum() * total
-    whole = np.floor(exact).astype(np.int64)
+    whole: Array = np.floor(exact).astype(np.int64)
     rest = total - int(whole.sum())
     whole[np.argsort(whole - exact, kind="stable")[:rest]] += 1
     return whole
