@@ -75,24 +75,23 @@ def _table(
 ) -> Table:
     stores: list[Any] = [_STORES[column.kind]() for column in columns]
     gaps: list[array[int]] = [array("q") for _ in columns]
-    parts = list(zip(columns, places, stores, gaps, strict=True))
+    parsers = [_PARSERS[column.kind] for column in columns]
+    parts = list(zip(columns, places, parsers, stores, gaps, strict=True))
     line = rows.line_num + 1
     for row in rows:
         if row and len(row) != width:
             message = f"has {len(row)} cells, expected {width}"
             raise refused("K42", f"csv file, line {line}", message)
-        for column, place, store, gap in parts if row else ():
-            cell = row[place]
-            if _is_missing(cell, column.kind):
+        for column, place, parse, store, gap in parts if row else ():
+            try:
+                store.append(parse(row[place]))
+            except ValueError as error:
+                if not _is_missing(row[place], column.kind):
+                    at = f"csv file, line {line}, column {column.name!r}"
+                    raise refused("K43", at, f"expected {error}") from None
                 store.append(_FILLERS[column.kind])
                 if not column.may_miss:
                     gap.append(line)
-                continue
-            try:
-                store.append(_PARSERS[column.kind](cell))
-            except ValueError as error:
-                at = f"csv file, line {line}, column {column.name!r}"
-                raise refused("K43", at, f"expected {error}") from None
         line = rows.line_num + 1
     _check_gaps(columns, gaps)
     arrays = tuple(_array(c, s, limit) for c, s in zip(columns, stores, strict=True))
@@ -136,6 +135,12 @@ def _boolean(cell: str) -> int:
     return value
 
 
+def _text(cell: str) -> str:
+    if not cell:
+        raise ValueError("a text")
+    return cell
+
+
 def _array(column: Column, store: Any, limit: int) -> Array:
     if column.kind == "text":
         return text_array(store, f"csv file, column {column.name!r}", limit)
@@ -146,7 +151,7 @@ _PARSERS: Mapping[Kind, Callable[[str], float | str]] = {
     "number": _number,
     "integer": _integer,
     "boolean": _boolean,
-    "text": str,
+    "text": _text,
 }
 _STORES: Mapping[Kind, Callable[[], Any]] = {
     "number": lambda: array("d"),

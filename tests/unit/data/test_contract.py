@@ -256,7 +256,18 @@ def test_all_problems_are_said_at_once():
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(
-                    "columns target shape dtype classes samples name kind range x".split()
+                    [
+                        "columns",
+                        "target",
+                        "shape",
+                        "dtype",
+                        "classes",
+                        "samples",
+                        "name",
+                        "kind",
+                        "range",
+                        "x",
+                    ]
                 ),
                 inner,
                 max_size=5,
