@@ -51,7 +51,10 @@ def read_parquet(path: str | Path, columns: Sequence[Column], *, limit: int = LI
         raise refused("K46", _WHAT, "needs pyarrow: pip install pyarrow") from None
     with opened(path, _WHAT, limit) as file:
         try:
-            source = parquet.ParquetFile(file, page_checksum_verification=True)
+            texts = [column.name for column in columns if column.kind == "text"]
+            source = parquet.ParquetFile(  # texts as dictionaries: one that repeats takes no room
+                file, read_dictionary=texts, page_checksum_verification=True
+            )
             schema = source.schema_arrow
             for place, column in zip(positions(schema.names, columns, _WHAT), columns, strict=True):
                 _check_type(pyarrow.types, schema.field(place).type, column)
@@ -84,6 +87,10 @@ def _bounded(batches: Any, limit: int) -> Any:
 
 def _array(pyarrow: Any, found: Any, column: Column, limit: int) -> Array:
     at = f"{_WHAT}, column {column.name!r}"
+    if column.kind == "text":
+        lengths = [pyarrow.compute.utf8_length(chunk.dictionary) for chunk in found.chunks]
+        longest = max((pyarrow.compute.max(each).as_py() or 0 for each in lengths), default=0)
+        check_size(4 * len(found) * longest, at, limit)
     try:
         cast = found.cast(getattr(pyarrow, _ARROW[column.kind])())
     except pyarrow.ArrowException:

@@ -147,6 +147,12 @@ def test_an_encrypted_or_doubled_member_is_refused(write):
     refuses("K42", read_npz, write(out.getvalue()), ["x"])
 
 
+def test_a_header_is_not_believed(write):
+    text = "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999,)}\n"
+    message = refuses("K42", read_npz, write(zipped(npy(text, b"1" * 8))), ["x"])
+    assert "more or fewer bytes than its header says" in message
+
+
 def test_a_zip_bomb_and_an_absent_array_are_refused(write):
     bomb = npz(np.savez_compressed, x=np.zeros(4_000_000))
     assert len(bomb) < 100_000

@@ -109,6 +109,12 @@ def test_too_few_samples():
     ]
 
 
+def test_a_text_that_may_miss_is_none_of_the_other_values():
+    contract = Contract((Column("sex", "text", missing=True, values=("f", "m")),))
+    assert check(contract, Table(("sex",), (np.array(["f", ""]),))) == []
+    assert check(contract, Table(("sex",), (np.array(["x", ""]),)))[0].rows == (0,)
+
+
 def test_only_ten_rows_are_kept_and_all_counted():
     broken = check(Contract((Column("x", "number", most=0),)), Table(("x",), (np.ones(500),)))
     assert broken == [Broken("column 'x'", "there are values outside 0 and less", 500,

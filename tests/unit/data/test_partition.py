@@ -92,6 +92,11 @@ def test_dirichlet_divides_each_class_by_itself():
     assert all(abs(np.bincount(labels[p], minlength=10) - 40).max() <= 2 for p in even)
 
 
+def test_dirichlet_takes_members_of_a_class_at_random():
+    parts = dirichlet(np.zeros(100, int), 2, rng(), alpha=1e6)
+    assert all(20 < np.median(part) < 80 for part in parts)
+
+
 def test_dirichlet_holds_the_minimum_of_the_issue():
     digits = np.arange(1797) % 10
     for seed in range(5):

@@ -147,6 +147,11 @@ def test_a_broken_csv_file_is_refused(write, data):
     assert "line" in message
 
 
+def test_a_line_without_an_end_is_not_read_to_its_end(write):
+    path = write(b"age,ward\n1," + b"x," * MAX_LINE)
+    assert "longer than" in refuses("K42", read_csv, path, [AGE])
+
+
 @pytest.mark.parametrize("header", [b"", b"Age,ward\n", f"{SECRET},b\n".encode(), b"age,age\n"])
 def test_a_header_that_does_not_fit_is_not_shown(write, header):
     assert "'age'" in refuses("K45", read_csv, write(header + b"1,2\n"), [AGE])
@@ -294,8 +299,20 @@ def test_a_parquet_bomb_is_refused_before_it_grows(write):
     data = frame(1 << 20, c=arrow(np.zeros(3_000_000), "int64"))
     assert len(data) < 20 << 20
     refuses("K41", read_parquet, write(data), [Column("c", "integer")], limit=20 << 20)
-    bomb = frame(1 << 20, c=arrow(["x" * 10_000] * 5000, "string"))
-    refuses("K41", read_parquet, write(bomb), [Column("c", "text")], limit=len(bomb) + (20 << 20))
+
+
+def test_a_text_that_repeats_takes_no_room_before_it_is_refused(write):
+    pa = pytest.importorskip("pyarrow")
+    path = write(frame(1 << 20, c=pa.array(["x" * 10_000] * 3000 + [None]).dictionary_encode()))
+    code = (
+        "import sys, pyarrow; from openfed.data import parquet, table\n"
+        "from openfed.errors import TaskError\n"
+        "try: parquet.read_parquet(sys.argv[1], [table.Column('c', 'text')], limit=20 << 20)\n"
+        "except TaskError as error: print(error.code, pyarrow.default_memory_pool().max_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    code, peak = done.stdout.split()
+    assert code == "K41" and int(peak) < 5 << 20
 
 
 def test_text_that_is_not_utf8_is_refused(write):
