@@ -51,20 +51,21 @@ def read_parquet(path: str | Path, columns: Sequence[Column], *, limit: int = LI
         raise refused("K46", _WHAT, "needs pyarrow: pip install pyarrow") from None
     with opened(path, _WHAT, limit) as file:
         try:
+            schema = parquet.ParquetFile(file).schema_arrow
+            for place, column in zip(positions(schema.names, columns, _WHAT), columns, strict=True):
+                _check_type(pyarrow.types, schema.field(place).type, column)
             texts = [column.name for column in columns if column.kind == "text"]
             source = parquet.ParquetFile(  # texts as dictionaries: one that repeats takes no room
                 file, read_dictionary=texts, page_checksum_verification=True
             )
             schema = source.schema_arrow
-            for place, column in zip(positions(schema.names, columns, _WHAT), columns, strict=True):
-                _check_type(pyarrow.types, schema.field(place).type, column)
             size = sum(1 if column.kind == "boolean" else 8 for column in columns)
             check_size(source.metadata.num_rows * size, _WHAT, limit)
             names = [column.name for column in columns]
             batches = list(_bounded(source.iter_batches(_ROWS, columns=names), limit))
             table = pyarrow.Table.from_batches(batches, pyarrow.schema(map(schema.field, names)))
             table.validate(full=True)  # offsets within bounds, texts in UTF-8
-        except (pyarrow.ArrowException, OSError, ValueError):
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError):
             raise refused("K42", _WHAT, "is damaged, or no parquet file") from None
     parts = tuple(_array(pyarrow, table.column(c.name), c, limit) for c in columns)
     return Table(tuple(names), parts)
