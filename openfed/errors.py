@@ -1274,6 +1274,38 @@ CODES: dict[str, Explanation] = {
         "wrong, are not shown: this message may leave the site.",
         "Correct the data, or agree on another contract in the plan.",
     ),
+    "K50": Explanation(
+        "not the table that the method needs",
+        "A method on sums takes a table of numbers with the columns that the plan says, none of "
+        "them missing or infinite, and one label a row where it needs labels.",
+        "Look at the site's data at the place that the message names; fill or drop missing values "
+        "in the same way at every site.",
+    ),
+    "K51": Explanation(
+        "a label or a category is out of range",
+        "Classes, groups and levels are whole numbers from 0 on, as many as the plan says; times "
+        "of a survival curve are whole numbers, events 0 or 1.",
+        "Number them in the same way at every site, or raise the count in the plan.",
+    ),
+    "K52": Explanation(
+        "too little data in all",
+        "The sites' rows together are not enough for the method: no row, no row of some class, or "
+        "nothing that varies.",
+        "Look at what each site's `data` names; let more sites take part.",
+    ),
+    "K53": Explanation(
+        "the data do not determine one answer",
+        "Columns depend on each other, or a plane separates the classes, and there is no penalty "
+        "that would choose among the answers.",
+        "Give a penalty (`alpha` or `penalty` above 0), or leave out the columns that follow from "
+        "others.",
+    ),
+    "K54": Explanation(
+        "the sums do not belong together",
+        "What two sites sent differs in its entries or their shapes, or nothing was sent, so that "
+        "it cannot be added.",
+        "Use the same release of openfed at all sites; if they do, please report it.",
+    ),
     # -- R: refused by policy ------------------------------------------------------------------
     "R01": Explanation(
         "another plan",

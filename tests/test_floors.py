@@ -18,8 +18,8 @@ def words(text: str) -> tuple[str, ...]:
 
 
 ORDER = words(
-    """errors failpoints typing parse files archive tensors data pki plan codec strategy privacy
-    tasks ask wire store transport flow node registry assemble workspace migrate travel observe
+    """errors failpoints typing parse files archive tensors data pki plan codec strategy exact
+    privacy tasks ask wire store transport flow node registry assemble workspace migrate travel observe
     simulate launch cli __main__"""
 )
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
@@ -48,6 +48,7 @@ ONLY_IN = {
 PURE = (
     "tensors/",
     "strategy/",
+    "exact/",
     "ask/",
     "codec/",
     *(f"data/{each}.py" for each in words("table contract partition")),
