@@ -74,7 +74,9 @@ class ID3:
     def step(self, state: Tensors, sums: Sums) -> State:
         """Raises: OpenFedError K52: there are no rows."""
         parts = np.split(sums["counts"], np.cumsum(self.levels)[:-1], axis=2)
-        new: dict[str, list[Any]] = {name: list(state[name]) for name in ("column", "child", "counts", "label", "open")}
+        new: dict[str, list[Any]] = {
+            name: list(state[name]) for name in ("column", "child", "counts", "label", "open")
+        }
         if not sums["counts"].any():
             raise OpenFedError("K52", "ID3: there is no row at any site")
         depth = int(state["depth"])

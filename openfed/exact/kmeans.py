@@ -35,7 +35,7 @@ class KMeans:
 
     features: int
     clusters: int
-    starts: int = 8
+    starts: int = 16
     seed: int = 0
     tol: float = 1e-12  # squared movement of a centre, relative to the mean variance of a column
 
@@ -138,7 +138,8 @@ def _axis(covariance: Floats) -> Floats:
 
 
 def _drawn(rng: np.random.Generator, means: Floats, covariance: Floats, share: Floats) -> Floats:
-    """k-means++ on rows drawn from the mixture of Gaussians: as many centres as it has."""
+    """Greedy k-means++, the best of 2 + log k trials each, on rows drawn from the mixture of
+    Gaussians: as many centres as it has."""
     found, vectors = np.linalg.eigh(covariance)
     arms = vectors * np.sqrt(np.maximum(found, 0))[:, None, :]
     rows = np.vstack(
@@ -148,8 +149,11 @@ def _drawn(rng: np.random.Generator, means: Floats, covariance: Floats, share: F
         ]
     )
     centres = rows[rng.integers(len(rows))][None]
+    trials = 2 + int(np.log(len(means)))
+    _, distance = nearest(rows, centres)
     while len(centres) < len(means):
-        _, distance = nearest(rows, centres)
-        chance = distance / distance.sum()
-        centres = np.vstack([centres, rows[rng.choice(len(rows), p=chance)]])
+        tried = rows[rng.choice(len(rows), trials, p=distance / distance.sum())]
+        left = [np.minimum(distance, ((rows - each) ** 2).sum(axis=1)) for each in tried]
+        best = int(np.argmin([each.sum() for each in left]))
+        distance, centres = left[best], np.vstack([centres, tried[best]])
     return np.asarray(centres)

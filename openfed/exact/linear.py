@@ -8,6 +8,13 @@ from openfed.errors import OpenFedError
 from openfed.exact.base import EPS, Floats, Ints, State, Sums, flag, labels, members, table, values
 from openfed.typing import Array, Tensors
 
+SEPARATED = 1e-9
+"""Nats a row: below that, without a penalty, the weights are on their way to infinity."""
+
+NEAR = 1e-8
+"""So near to the least objective, relatively, Newton's steps are safe, and rounding may hide what
+they gain: they are taken as they are, until the gap no longer falls."""
+
 
 @dataclass(frozen=True)
 class Ridge:
@@ -98,7 +105,8 @@ class Logistic:
     Two classes: p(1) = 1 / (1 + exp(-x w - b)); more: softmax, one (w, b) a class. The penalty is
     on the pooled sum (scikit-learn's 1 / C), the intercepts are free. A step that does not lower
     the objective is halved. Done when half the squared Newton decrement, an estimate of how far the
-    objective is above its least value, is below `tol` times it (Boyd, Vandenberghe 2004, 9.5.1).
+    objective is above its least value, is below `tol` times it, or as small as rounding lets it be
+    (Boyd, Vandenberghe 2004, 9.5.1).
     Softmax is unchanged when one vector is added to all classes: the answer's classes sum to 0.
     State: coef (outputs, features), intercept (outputs,), loss (): the objective one
     step before, gap (): how far that was above its least value; outputs is 1 for two classes.
@@ -167,8 +175,12 @@ class Logistic:
         free = np.ones_like(here)
         free[:, -1] = 0
         loss = float(sums["loss"]) + self.penalty / 2 * float((free * here**2).sum())
-        share, slack = float(state["share"]), 4 * EPS * abs(float(state["loss"]))
-        if share > 2**-20 and loss > float(state["loss"]) + slack:
+        if self.penalty == 0 and loss < SEPARATED * sums["n"].sum():
+            message = "logistic regression: a plane separates the classes, and there is no penalty"
+            raise OpenFedError("K53", message)
+        share, before = float(state["share"]), float(state["gap"])
+        near = share > 0 and before <= NEAR * float(state["loss"])
+        if share > 2**-20 and not near and loss > float(state["loss"]):
             return self._halved(state, share / 2)
         gradient = sums["gradient"] + self.penalty * free * here
         hessian = sums["hessian"] + self.penalty * np.diag(free.reshape(-1))
@@ -176,7 +188,7 @@ class Logistic:
             self._pinned(hessian), gradient.reshape(-1), "logistic regression"
         ).reshape(here.shape)
         gap = -float((gradient * move).sum()) / 2
-        over = gap <= self.tol * loss or share and share <= 2**-20
+        over = gap <= self.tol * loss or (near and gap > before / 4) or 0 < share <= 2**-20
         return {
             **self._parts(here + move),
             "best": here,
