@@ -13,11 +13,11 @@ DRAWN = 2000
 
 
 def nearest(rows: Floats, centres: Floats) -> tuple[Ints, Floats]:
-    """Of each row, the nearest centre (the first of equals), and the squared distance to it."""
-    distance = np.empty((len(rows), len(centres)))
-    for column, centre in zip(distance.T, centres, strict=True):
-        column[:] = ((rows - centre) ** 2).sum(axis=1)
-    return distance.argmin(axis=1), distance.min(axis=1, initial=np.inf)
+    """Of each row, the nearest centre (of equals, to rounding, any), and the squared distance."""
+    middle = centres.mean(axis=0)
+    shifted = centres - middle
+    cell = ((shifted**2).sum(axis=1) - 2 * (rows - middle) @ shifted.T).argmin(axis=1)
+    return cell, ((rows - centres[cell]) ** 2).sum(axis=1)
 
 
 @dataclass(frozen=True)

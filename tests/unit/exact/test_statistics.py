@@ -39,6 +39,13 @@ def test_moments_by_hand_per_group():
     assert state["variance"].tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
 
 
+def test_a_variance_about_another_centre_is_corrected():
+    x = np.array([[1.0], [3], [8]])
+    method = Moments(1)
+    state = method.step(method.start(), method.lift(method.start(), x, None))
+    assert state["mean"] == 4 and state["variance"] == 26 / 3 and not state["done"]
+
+
 def test_variance_is_right_far_from_zero():
     x = 1e9 + np.random.default_rng(0).normal(size=(1000, 1))
     state, _ = solve(Moments(1), {"a": (x[:300], None), "b": (x[300:], None)}, 2)
