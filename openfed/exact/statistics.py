@@ -273,4 +273,6 @@ class Quantiles:
         position, half = (n - 1) * np.asarray(self.quantiles), len(self.quantiles)
         share = position - np.floor(position)
         ends = [end[:, :half] * (1 - share) + end[:, half:] * share for end in (low, high)]
-        return {"low": ends[0], "high": ends[1], "quantile": ends[0] / 2 + ends[1] / 2}
+        low, high = ends
+        middle = np.where(low == high, low, low / 2 + high / 2)  # half of the least float is 0
+        return {"low": low, "high": high, "quantile": middle}

@@ -40,7 +40,7 @@ def test_a_class_without_rows_is_never_predicted():
 
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize(("name", "clusters"), [("breast_cancer", 4), ("breast_cancer", 10),
-                                                pytest.param("digits", 10, marks=pytest.mark.slow), ("diabetes", 10), ("wine", 4),
+                                                ("digits", 10), ("diabetes", 10), ("wine", 4),
                                                 ("wine", 10)])  # fmt: skip
 def test_inertia_is_within_one_percent(real, standard, uneven, name, clusters, scaled):
     x, y = real(name)

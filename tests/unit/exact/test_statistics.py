@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openfed.exact.base import solve
@@ -107,6 +107,7 @@ def test_keys_have_the_order_of_floats_and_lead_back(found):
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=40), st.integers(0, 40))
+@example([5e-324], 0)
 def test_order_statistics_are_exact_to_the_bit(found, cut):
     x = np.array(found)[:, None]
     state, rounds = solve(
