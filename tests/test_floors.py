@@ -19,8 +19,8 @@ def words(text: str) -> tuple[str, ...]:
 
 ORDER = words(
     """errors failpoints typing parse files archive tensors data pki plan codec strategy exact
-    privacy tasks ask wire store transport flow node registry assemble workspace migrate travel observe
-    simulate launch cli __main__"""
+    privacy tasks ask wire store transport flow node registry assemble workspace migrate travel
+    observe simulate launch cli __main__"""
 )
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
 
