@@ -514,6 +514,12 @@ CODES: dict[str, Explanation] = {
         "what another has done, has nothing to work on, or costs as much as it saves.",
         "Remove it, or change what the message names.",
     ),
+    "P25": Explanation(
+        "the method does not cover this",
+        "The strategy's formula holds for some local optimisers, runners and scopes only; with "
+        "others it would be another method under the same name.",
+        "Change what the message names, or choose another strategy; docs/methods.md has the table.",
+    ),
     "P26": Explanation(
         "the data contract cannot be read",
         "A key of the plan's data contract is unknown, or its value is not of the form expected.",

@@ -25,7 +25,7 @@ ORDER = words(
 """Lowest first: a module imports from its own part and from parts to the left, nothing else."""
 
 ONLY_IN = {
-    "torch": ("tasks/torch.py", "tasks/torch_batches.py", "tasks/torch_state.py"),
+    "torch": tuple(f"tasks/torch{part}.py" for part in ("", "_batches", "_methods", "_state")),
     "sklearn": ("tasks/sklearn.py",),
     "grpc": ("transport/",),
     "pydantic": ("plan/",),

@@ -22,7 +22,8 @@ def fedavg(fed: Federation, strategy: Strategy) -> Tensors:
             validate_exactly(fed, state)
             break
         update = fed.reduce("train", state["model"], settings=task_settings(fed.plan, "train"))
-        state["server"], move = strategy.step(state["server"], fed.parameters(update))
+        delta = fed.parameters(update)
+        state["server"], move = strategy.step(state["server"], delta, fed.share)
         state["model"] = add(state["model"], {**update, **move})
         state["k"] = r
     else:

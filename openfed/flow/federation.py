@@ -118,6 +118,8 @@ class Federation:
         self._offers = Offers(spool, travelling(self.signature), downlink)
         self._frozen: Tensors = {}
         self._lasted_s = float(journal.fact(_UP) or 0)
+        self.share = 1.0
+        """Of how many of the round's sites the last `merge` was, in (0, 1]."""
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -206,6 +208,7 @@ class Federation:
     def merge(self, answers: Sequence[Answer]) -> Tensors:
         """The plan's aggregate of the answers' updates (see `openfed.strategy.reduce`)."""
         rule = self.plan.weights
+        self.share = min(1.0, len(answers) / len(self.roster))  # late ones are of others' rounds
         with ExitStack() as stack:
             updates = [
                 Weighted(
@@ -430,8 +433,10 @@ class Federation:
         return digest(Record(self.whole(model)))
 
     def parameters(self, tensors: Tensors) -> Tensors:
-        """The floating parameters among `tensors`: all that a strategy may see."""
-        names = {spec.name for spec in self.signature if spec.kind is Kind.PARAMETER}
+        """The floating parameters and control entries among `tensors`: all that a strategy may
+        see."""
+        seen = (Kind.PARAMETER, Kind.CONTROL)
+        names = {spec.name for spec in self.signature if spec.kind in seen}
         return {name: x for name, x in tensors.items() if name in names}
 
     # -- reports -------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def known_signature(workspace: Workspace, plan: Plan) -> Signature | None:
         same = dict(lock.files) == code_files(workspace.root)
     except OpenFedError:
         return None
-    same = same and (lock.plan.task_runner, lock.plan.scope) == (plan.task_runner, plan.scope)
+    makers = ("task_runner", "scope", "strategy")
+    same = same and all(getattr(lock.plan, key) == getattr(plan, key) for key in makers)
     return lock.signature if same else None
 
 
@@ -91,6 +92,7 @@ def task_config(
         "source": source,
         "runner": plan.task_runner.model_dump(mode="json"),
         "data_loader": plan.data_loader.model_dump(mode="json"),
+        "strategy": plan.strategy.model_dump(mode="json"),
         "device": device,
         "threads": threads,
         "output_limit": OUTPUT_LIMIT,

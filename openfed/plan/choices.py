@@ -28,6 +28,7 @@ from openfed.plan.values import (
     Decay,
     Flag,
     Function,
+    Inner,
     Mode,
     Nested,
     NotNegative,
@@ -90,7 +91,18 @@ STRATEGIES: Table = {
     "fedyogi": _adaptive("FedYogi", beta2=(Decay, 0.99)),
     "median": settings("Median"),
     "fedadagrad": settings("FedAdagrad", lr=(Rate, 0.01), beta1=(Decay, 0.0), tau=(Positive, 1e-3)),
+    "fedprox": settings("FedProx", mu=(NotNegative, 0.01)),
+    "scaffold": settings("Scaffold", lr=(Rate, 1.0)),
+    "feddyn": settings("FedDyn", alpha=(Positive, 0.01)),
+    "mimelite": settings("MimeLite", beta=(Decay, 0.9)),
+    "fedplus": settings("FedPlus", pull=(NotNegative, 0.1)),
+    "ditto": settings("Ditto", pull=(NotNegative, 0.1)),
+    "fedrep": settings("FedRep", head_epochs=(Count, 1)),
+    "fedrecon": settings("FedRecon", steps=(Count, 1), lr=(Rate, 0.1), support=(Inner, 0.5)),
 }
+
+AT_SITES = ("fedprox", "scaffold", "feddyn", "mimelite", "fedplus", "ditto", "fedrep", "fedrecon")
+"""Strategies with a half that runs where a site trains."""
 
 _Cap = Annotated[int, Field(strict=True, ge=1, le=10**12)]
 

@@ -99,6 +99,7 @@ Times = Annotated[float, Field(strict=True, ge=1, le=10)]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Unit = Annotated[float, Field(strict=True, ge=0, le=1)]
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
+Inner = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Mode = Literal["max", "min"]
 
 

@@ -5,17 +5,22 @@ from typing import Protocol
 
 from openfed.typing import Json, Tensors
 
+CONTROL = "control/"
+"""Entries that a method exchanges with the sites are `control/<parameter>`."""
+
 
 class Strategy(Protocol):
-    """What the aggregator does with the reduced update. Sees floating parameters only.
+    """What the aggregator does with the reduced update. Sees floating parameters only, and the
+    control entries that its own method has.
 
     State comes first and goes first; it is tensors, so that every turn of a flow can save it.
     """
 
     def init(self, params: Tensors) -> Tensors: ...
-    def step(self, state: Tensors, delta: Tensors) -> tuple[Tensors, Tensors]:
+    def step(self, state: Tensors, delta: Tensors, share: float) -> tuple[Tensors, Tensors]:
         """From the reduced `delta` (trained minus sent) to what is added to the model.
 
+        `share`: of how many of the federation's sites it is, in (0, 1].
         What is added is then overwritten, so the new state must not share memory with it.
         """
         ...

@@ -34,6 +34,7 @@ class Config:
     collaborator: str
     runner: Choice
     data_loader: Choice
+    strategy: Choice  # some have a half that runs here
     source: Json  # whatever the site says its data is; handed to the loader as it stands
     seed: int
     rounds: int
@@ -52,6 +53,7 @@ def read_config(path: Path) -> Config:
         collaborator=given["collaborator"],
         runner=choice(given["runner"]),
         data_loader=choice(given["data_loader"]),
+        strategy=choice(given["strategy"]),
         source=given["source"],
         seed=given["seed"],
         rounds=given["rounds"],

@@ -7,7 +7,7 @@ batch may be, see `torch_batches`.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from openfed.errors import TaskError
+from openfed.strategy.client import Client, FedProx
 from openfed.tasks.base import VALIDATE, Outcome, Task
 from openfed.tasks.checks import check_pattern, check_scope
 from openfed.tasks.config import Choice, Config, choice
@@ -33,7 +34,17 @@ from openfed.tasks.replies import (
 )
 from openfed.tasks.runners import called, kind_of, load, load_metrics, pick
 from openfed.tasks.schedules import SCHEDULES
-from openfed.tasks.torch_batches import Batches, forward, samples_of, targets_of, to_device
+from openfed.tasks.torch_batches import Batches, forward, halves, samples_of, targets_of, to_device
+from openfed.tasks.torch_methods import (
+    PERSONAL,
+    Corrected,
+    below,
+    client_of,
+    controls,
+    held,
+    mean_gradient,
+    rebuild,
+)
 from openfed.tasks.torch_state import (
     STATE,
     blank_state,
@@ -169,6 +180,7 @@ class TorchRunner:
             raise TaskError("K05", f"{type(data).__name__} has no method train(seed=...)")
         self._settings = config.runner.settings
         self._scope, self._seed, self._data = config.scope, config.seed, data
+        self._method, self._client = config.strategy, client_of(config.strategy)
         self._device = pick_device(config.device)
         self._model = choice(self._settings["model"])
         self._loss = make_loss(choice(self._settings["loss"]), self._device)
@@ -183,25 +195,92 @@ class TorchRunner:
             for name, value in state.items():
                 if not self._is_local(name):
                     tensors[name], kinds[name] = value, Kind.STATE
+        if self._client and self._client.controlled:
+            control = controls(self._sides(model)[1])
+            tensors, kinds = (
+                {**tensors, **control},
+                {**kinds, **dict.fromkeys(control, Kind.CONTROL)},
+            )
         return tensors, signature_of(tensors, kinds)
 
     def run(self, task: Task, model: Tensors, local: Tensors) -> Outcome:
-        net, fixed = self._build(self._seed)
-        _, stored = entries(net)
         given = {**local, **model}
-        known = {name: to_tensor(given[at]) for name, at in stored.items() if at in given}
-        net.load_state_dict(known, strict=False)
-        _reseed(task.seed)
         if task.name == VALIDATE:
+            net, _ = self._loaded(given)
+            _reseed(task.seed)
             return Outcome(self._validate(net, VALIDATE))
         settings = _merged(self._settings, task.settings)
+        own = {**given, **below(PERSONAL, local)} if self._method.name == "fedplus" else given
+        net, outcome = self._trained(task, settings, given, own, self._client)
+        if self._method.name == "ditto":
+            net, kept = self._personal(task, settings, given)
+            outcome = replace(outcome, local={**(outcome.local or {}), **kept})
+        elif self._method.name == "fedplus":
+            kept = {PERSONAL + name: x for name, x in outcome.tensors.items()}
+            outcome = replace(outcome, local={**(outcome.local or {}), **kept})
+        tuned = partial(self._validate, net)
+        return replace(outcome, numbers=with_tuned(task, outcome.numbers, tuned))
+
+    def _personal(
+        self, task: Task, settings: Mapping[str, Any], given: Tensors
+    ) -> tuple[nn.Module, dict[str, Array]]:
+        """Ditto's second model, which stays at the site and is drawn to the one that was sent.
+
+        Source: Li et al. 2021, arXiv:2012.04221, algorithm 1.
+        """
+        own = {**given, **below(PERSONAL, given)}
+        client = FedProx(float(self._method.settings["pull"]))
+        net, outcome = self._trained(task, settings, given, own, client)
+        return net, {PERSONAL + name: x for name, x in outcome.tensors.items()}
+
+    def _trained(
+        self,
+        task: Task,
+        settings: Mapping[str, Any],
+        given: Tensors,
+        begin: Tensors,
+        client: Client | None,
+    ) -> tuple[nn.Module, Outcome]:
+        """Train from `begin`, where `given` was sent."""
+        net, fixed = self._loaded(begin)
+        _reseed(task.seed)
         optimizer, named = self._optimizer(net, settings)
         if self._settings["optimizer_state"] != "reset":
             load_state(optimizer, named, given)
-        train_mode(net, fixed, stored)
+        gradient = self._gradient(task, net) if client and client.by_gradient else {}
+        train_mode(net, fixed, entries(net)[1])
+        shared = self._sides(net)[1]
+        corrected = Corrected(client, shared, given, optimizer) if client else None
         numbers = self._train(task, settings, net, optimizer)
-        numbers = with_tuned(task, numbers, partial(self._validate, net))
-        return self._outcome(numbers, net, fixed, save_state(optimizer, named))
+        outcome = self._outcome(numbers, net, fixed, save_state(optimizer, named))
+        if corrected is None:
+            return net, outcome
+        control, own = corrected.after(gradient)
+        tensors, local = {**outcome.tensors, **control}, {**(outcome.local or {}), **own}
+        return net, Outcome(numbers, tensors, local or None)
+
+    def _loaded(self, given: Tensors) -> tuple[nn.Module, frozenset[str]]:
+        """The module with these entries, and the names of the fixed ones."""
+        net, fixed = self._build(self._seed)
+        _, stored = entries(net)
+        known = {name: to_tensor(given[at]) for name, at in stored.items() if at in given}
+        net.load_state_dict(known, strict=False)
+        return net, fixed
+
+    def _gradient(self, task: Task, net: nn.Module) -> dict[str, Array]:
+        batches = Batches(self._data, task.seed, self._device)
+        return mean_gradient(net, self._sides(net)[1], batches, partial(self._scored, net))
+
+    def _scored(self, net: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        return self._loss(forward(net, batch), batch)
+
+    def _sides(self, net: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The parameters that train: those that stay at the site, and those that are shared."""
+        sides: tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]] = ({}, {})
+        for name, value in entries(net)[0].items():
+            if isinstance(value, nn.Parameter) and value.requires_grad:
+                sides[not is_local(name, self._scope)][name] = value
+        return sides
 
     def _build(self, seed: int) -> tuple[nn.Module, frozenset[str]]:
         _reseed(seed)
@@ -252,11 +331,48 @@ class TorchRunner:
                     "K12", f"{loop} returned {kind_of(given)}, expected metrics: a dict"
                 )
         else:
-            given = {"loss": self._fit(task, settings, net, optimizer, batches)}
+            given = {"loss": self._fit_by_method(task, settings, net, optimizer, batches)}
         if not batches.samples:
             raise TaskError("K04", f"{type(self._data).__name__}.train() gave no samples")
         numbers = reported(task.name, given, self._metrics, batches.samples)
         return {"n": (float(batches.samples),), **numbers}
+
+    def _fit_by_method(
+        self,
+        task: Task,
+        settings: Mapping[str, Any],
+        net: nn.Module,
+        optimizer: Optimizer,
+        batches: Batches,
+    ) -> Sums:
+        """Where the method trains what stays at the site apart from what is shared.
+
+        FedRep: Collins et al. 2021, arXiv:2102.07078, algorithm 1. FedRecon: Singhal et al. 2021,
+        arXiv:2102.03448, algorithm 1; it reads the site's data into memory.
+        """
+        head, body = (side.values() for side in self._sides(net))
+        chosen = self._method.settings
+        if self._method.name == "fedrep":
+            with held(body):
+                first = {**settings, "epochs": chosen["head_epochs"], "steps": None}
+                self._fit(task, first, net, optimizer, batches)
+            with held(head):
+                return self._fit(task, settings, net, optimizer, batches)
+        if self._method.name == "fedrecon":
+            query = self._rebuilt(net, batches)
+            with held(head):
+                return self._fit(task, settings, net, optimizer, query)
+        return self._fit(task, settings, net, optimizer, batches)
+
+    def _rebuilt(self, net: nn.Module, batches: Iterable[Any]) -> list[Any]:
+        """Make what stays at the site anew, from a part of each batch. Returns: the other parts."""
+        chosen = self._method.settings
+        support, query = halves(batches, chosen["support"])
+        head, body = (side.values() for side in self._sides(net))
+        with held(body):
+            steps, lr = chosen["steps"], chosen["lr"]
+            rebuild(head, support, partial(self._scored, net), steps=steps, lr=lr)
+        return query
 
     def _fit(
         self,
@@ -264,7 +380,7 @@ class TorchRunner:
         settings: Mapping[str, Any],
         net: nn.Module,
         optimizer: Optimizer,
-        batches: Batches,
+        batches: Iterable[Any],
     ) -> Sums:
         """The loop that ships. Returns: the sums of the training loss."""
         every = settings["accumulate"]
@@ -293,9 +409,11 @@ class TorchRunner:
         net.eval()
         sums: dict[str, Sums] = {}
         samples = 0
-        for batch in held_out(self._data):
+        batches: Iterable[Any] = (to_device(b, self._device) for b in held_out(self._data))
+        if self._method.name == "fedrecon":
+            batches = self._rebuilt(net, batches)
+        for batch in batches:
             samples += samples_of(batch)
-            batch = to_device(batch, self._device)
             output = forward(net, batch)
             value, weight = self._loss(output, batch)
             loss = (float(value) * weight, float(weight)) if weight else (0.0, 0.0)
@@ -309,6 +427,8 @@ class TorchRunner:
         tensors = entries(net)[0].items()
         trained = {name: to_array(name, value) for name, value in tensors if name not in fixed}
         shared, kept = split(trained, self._scope)
+        if self._method.name == "fedrecon":
+            kept = {}  # it is made anew whenever it is needed
         mode = self._settings["optimizer_state"]
         for name, array in state.items() if mode != "reset" else ():
             into = kept if mode == "keep" or self._is_local(name) else shared
@@ -368,7 +488,9 @@ def _schedule(given: Mapping[str, Any] | None) -> Callable[[int, int, float], fl
     return partial(pick("scheduler", chosen.name, SCHEDULES), **chosen.settings)
 
 
-def _plan_of_batches(batches: Batches, settings: Mapping[str, Any]) -> Iterator[tuple[float, Any]]:
+def _plan_of_batches(
+    batches: Iterable[Any], settings: Mapping[str, Any]
+) -> Iterator[tuple[float, Any]]:
     """`epochs` passes, or batches for `steps` steps; with the share of the training done before.
 
     The number of batches in a pass is unknown, so with epochs the share moves once per pass.

@@ -5,7 +5,7 @@ takes. `inputs` may be a tuple (positional arguments) or a dict (by name).
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openfed.errors import TaskError
 from openfed.tasks.seeds import derive
 from openfed.tasks.torch_state import to_tensor
+from openfed.typing import Array
 
 
 class Batches:
@@ -81,3 +82,31 @@ def targets_of(batch: Any) -> Any:
     if "targets" not in batch:
         raise TaskError("K05", "shipped losses and metrics need an entry `targets` in a dict batch")
     return batch["targets"]
+
+
+def halves(batches: Iterable[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Each batch's samples in two disjoint parts, `share` of them, at least one, in the first.
+
+    A batch of one sample is in the first part only. The parts depend on the batches' order and
+    sizes, nothing else.
+    """
+    first, second = [], []
+    for index, batch in enumerate(batches):
+        count = samples_of(batch)
+        order = np.random.default_rng((index, count)).permutation(count)
+        cut = max(1, round(share * count))
+        first.append(_rows(batch, np.sort(order[:cut])))
+        if cut < count:
+            second.append(_rows(batch, np.sort(order[cut:])))
+    return first, second
+
+
+def _rows(batch: Any, rows: Array) -> Any:
+    """These samples of a batch: of every tensor in it, these rows."""
+    if isinstance(batch, Tensor | np.ndarray):
+        return batch[rows]
+    if isinstance(batch, Mapping):
+        return {key: _rows(value, rows) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_rows(value, rows) for value in batch)
+    return batch

@@ -54,6 +54,7 @@ class Kind(StrEnum):
     PARAMETER = "parameter"  # floating; trained, averaged by the strategy
     BUFFER = "buffer"  # floating: averaged; integer: the largest value
     STATE = "state"  # optimiser state that the plan averages
+    CONTROL = "control"  # floating; what a method exchanges beside the model; for its strategy
     FROZEN = "frozen"  # fixed for the whole run; fetched once, never sent up
 
 

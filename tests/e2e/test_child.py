@@ -51,6 +51,7 @@ class Child:
             "rounds": 3,
             "runner": {"name": "numpy", "settings": settings},
             "data_loader": {"name": "src.code:Data", "settings": {}},
+            "strategy": {"name": "fedavg", "settings": {}},
             "metrics": [],
             "scope": [],
             "device": "cpu",

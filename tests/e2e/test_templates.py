@@ -22,7 +22,7 @@ from openfed.plan.load import load_plan
 from openfed.plan.local import read_local
 from openfed.plan.schema import Plan
 from openfed.tasks.base import Runner, Task
-from openfed.tasks.config import Config, read_config
+from openfed.tasks.config import Choice, Config, read_config
 from openfed.tasks.metrics import add, finish
 from openfed.tasks.runners import make_data, make_runner
 from openfed.tasks.seeds import derive
@@ -250,6 +250,7 @@ def test_the_configuration_of_a_task_process_has_every_setting(
         collaborator="two",
         runner=None,  # type: ignore[arg-type]
         data_loader=config.data_loader,
+        strategy=Choice("fedavg", {}),
         source={"shard": 2, "of": 2},
         seed=7,
         rounds=10,

@@ -33,6 +33,10 @@ BAD: tuple[tuple[str, str, str, str, int, str], ...] = (
     ("unknown optimizer state", "reset", "resett", "P09", 14, "reset | keep | average"),
     ("unknown weights", "{samples: {cap: 10000}}", "sampels", "P09", 21, "samples | uniform"),
     ("key of the runner on top", "seed: 7", "epochs: 7", "P01", 4, "below task_runner"),
+    # methods
+    ("a formula for sgd", "strategy: fedavg", "strategy: scaffold", "P25", 13, "not for adam"),
+    ("two things kept", "strategy: fedavg", "strategy: ditto", "P25", 24, "remove scope"),
+    ("nothing kept to score", "strategy: fedavg", "strategy: fedrecon", "P25", 19, "remove it"),
     # missing
     ("no federation", "federation: consortium\n", "", "P06", 1, "add federation: consortium"),
     ("no rounds", "rounds: 10\n", "", "P06", 1, "add rounds: 10"),

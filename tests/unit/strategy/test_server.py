@@ -15,8 +15,8 @@ FIRST, SECOND = {"w": np.array([1.0, -2.0])}, {"w": np.array([0.5, 2.0])}
 
 def two_steps(strategy):
     state = strategy.init(PARAMS)
-    state, one = strategy.step(state, FIRST)
-    _, two = strategy.step(state, SECOND)
+    state, one = strategy.step(state, FIRST, 1.0)
+    _, two = strategy.step(state, SECOND, 1.0)
     return one["w"].tolist(), two["w"].tolist()
 
 
@@ -58,7 +58,7 @@ def test_a_step_keeps_dtypes_shapes_and_the_state_given(name):
     params = {"w": np.zeros((3, 2), np.float32), "b": np.zeros((), np.float32)}
     state = strategy.init(params)
     before = {key: x.tobytes() for key, x in state.items()}
-    new, move = strategy.step(state, {k: np.ones_like(x) for k, x in params.items()})
+    new, move = strategy.step(state, {k: np.ones_like(x) for k, x in params.items()}, 1.0)
     assert {k: (x.dtype, x.shape) for k, x in move.items()} == {
         k: (x.dtype, x.shape) for k, x in params.items()
     }

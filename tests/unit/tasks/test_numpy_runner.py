@@ -47,6 +47,7 @@ def runner(data: Any = 3.0, *, scope: Any = (), **more: Any) -> NumpyRunner:
         collaborator="one",
         runner=Choice("numpy", chosen),
         data_loader=Choice("unused", {}),
+        strategy=Choice("fedavg", {}),
         source=None,
         seed=0,
         rounds=2,

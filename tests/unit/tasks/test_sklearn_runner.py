@@ -51,6 +51,7 @@ def runner(
         collaborator="one",
         runner=Choice("sklearn", chosen),
         data_loader=Choice("unused", {}),
+        strategy=Choice("fedavg", {}),
         source=None,
         seed=0,
         rounds=4,

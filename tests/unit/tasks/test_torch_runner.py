@@ -137,7 +137,14 @@ def named(choice: Any) -> dict[str, Any]:
     return {"name": name, "settings": {**loss, **given}}
 
 
-def runner(data: Any = None, *, metrics: Any = (), scope: Any = (), **more: Any) -> TorchRunner:
+def runner(
+    data: Any = None,
+    *,
+    metrics: Any = (),
+    scope: Any = (),
+    method: Any = "fedavg",
+    **more: Any,
+) -> TorchRunner:
     chosen = {name: field.default for name, field in TorchSettings.model_fields.items()}
     chosen |= {"model": f"{__name__}:Net", "loss": "cross_entropy", "epochs": 2}
     chosen |= {"optimizer": {"adam": {"lr": 0.01}}, **more}
@@ -148,6 +155,7 @@ def runner(data: Any = None, *, metrics: Any = (), scope: Any = (), **more: Any)
         collaborator="one",
         runner=Choice("torch", chosen),
         data_loader=Choice("unused", {}),
+        strategy=Choice(**named(method)),
         source=None,
         seed=5,
         rounds=4,
