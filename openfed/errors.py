@@ -29,6 +29,16 @@ class OpenFedError(Exception):
         self.message = message
 
 
+def exhausted(error: BaseException) -> str | None:
+    """What the operating system refused, in words, if that is what an error of no code of ours
+    tells: `S12`. It may be had when it is tried again. None: something else is wrong."""
+    if isinstance(error, MemoryError):
+        return f"no memory: {error}"
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return "no thread could be started: the limit of memory or of processes is reached"
+    return str(error) if isinstance(error, OSError) else None
+
+
 class UsageError(OpenFedError):
     exit_code = 2
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from openfed import __version__
-from openfed.errors import OpenFedError, TaskError
+from openfed.errors import OpenFedError, TaskError, exhausted
 
 COMMANDS = {
     "run": "Run the whole federation of this workspace on this machine.",
@@ -72,20 +72,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         code: Any = fx.main(args=list(arguments), prog_name="fx", standalone_mode=False)
-    except OpenFedError as error:
-        code = error.exit_code
-        _tell(error, debug="--debug" in arguments)
-    except (OSError, MemoryError) as error:
-        code = OpenFedError.exit_code
-        told = f"no memory: {error}" if isinstance(error, MemoryError) else str(error)
-        _tell(OpenFedError("S12", told), debug="--debug" in arguments)
     except click.ClickException as error:
         code = error.exit_code
         error.show()
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
         click.echo("Interrupted.", err=True)
+    except Exception as error:  # noqa: BLE001 (what is not told there is raised again)
+        code = _failed(error, debug="--debug" in arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(error: Exception, *, debug: bool) -> int:
+    """Tell what failed. Returns: the exit code. Raises: the error, if it is a bug of ours."""
+    if (told := exhausted(error)) is not None:
+        error = OpenFedError("S12", told)
+    if not isinstance(error, OpenFedError):
+        raise error
+    _tell(error, debug=debug)
+    return error.exit_code
 
 
 def _tell(error: OpenFedError, *, debug: bool) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from openfed.assemble import make_agent, make_aggregator, open_journal
-from openfed.errors import CODES, OpenFedError, TransportError
+from openfed.errors import CODES, OpenFedError, TransportError, exhausted
 from openfed.failpoints import arm
 from openfed.launch.lifeline import run_until_stopped, watch_lifeline
 from openfed.launch.open_files import allow_files
@@ -312,15 +312,12 @@ def main() -> None:
     except OpenFedError as error:
         _say(str(error))
         code = error.exit_code
-    except OSError as error:
-        _say(f"S12  {error}")
+    except Exception as error:  # noqa: BLE001 (a bug of ours: the log must have it)
+        if (told := exhausted(error)) is not None:
+            _say(f"S12  {told}")
+        else:
+            traceback.print_exc()
         code = TransportError.exit_code if isinstance(error, ConnectionError) else 1
-    except MemoryError as error:
-        _say(f"S12  no memory: {error}")
-        code = 1
-    except Exception:  # noqa: BLE001 (a bug of ours: the log must have it)
-        traceback.print_exc()
-        code = 1
     sys.exit(code)
 
 

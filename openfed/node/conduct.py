@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from openfed.errors import CODES, OpenFedError, PolicyError
+from openfed.errors import CODES, OpenFedError, PolicyError, exhausted
 from openfed.failpoints import failpoint
 from openfed.files import write_whole
 from openfed.flow.federation import Federation, TimeOver
@@ -67,7 +67,7 @@ async def conduct(
         turn = journal.turn()
         if turn is not None and turn.round < lock.plan.rounds:
             reason = handle.stopped() or ""
-    except (Interrupted, OSError, MemoryError):
+    except Interrupted:
         raise
     except TimeOver as error:
         reason = told = f"stopped early: {error.message}"
@@ -78,7 +78,9 @@ async def conduct(
             raise
         state, reason = RunState.FAILED, f"{error.code}  {error.message}"
         told = f"{error.code}  {CODES[error.code].title}"  # one site's words are not another's
-    except Exception as error:  # noqa: BLE001 (a bug of ours or of a flow must end the run, said)
+    except Exception as error:
+        if exhausted(error) is not None:
+            raise
         traceback.print_exc()
         state, reason = RunState.FAILED, f"F03  {type(error).__name__}: {error}"
         told = f"F03  {CODES['F03'].title}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from openfed.errors import CertificateError, OpenFedError, TransportError, WireError
+from openfed.errors import CertificateError, OpenFedError, TransportError, WireError, exhausted
 from openfed.failpoints import failpoint
 from openfed.parse import Proxy, join_address
 from openfed.pki.leaf import Identity, check_peer, inspect
@@ -398,7 +398,7 @@ async def _crossing(context: Any) -> AsyncGenerator[None, None]:
     except Exception as error:
         logger.exception("a call failed in a way that was not foreseen")
         # what the machine did (a full disk, no descriptor left) may be over when it is tried again
-        lasts = not isinstance(error, OSError)
+        lasts = exhausted(error) is None
         failure = TransportError("T11", "the aggregator failed; its log says why", permanent=lasts)
     await context.abort(
         grpc.StatusCode.ABORTED, failure.code, ((crossing.METADATA, crossing.pack(failure)),)

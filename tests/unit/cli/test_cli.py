@@ -181,6 +181,24 @@ def test_what_the_system_refuses_is_told_without_a_traceback(call, tmp_path):
     assert code == 1 and err.startswith("S12  ") and "Traceback" not in err
 
 
+def no_thread():
+    """As Python says it where the kernel has no memory, or no process, left for one."""
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (no_thread, "the limit of memory or of processes"),
+        (lambda: bytes(1 << 62), "no memory"),
+    ],
+)
+def test_what_a_full_machine_refuses_is_told_without_a_traceback(call, monkeypatch, fault, words):
+    monkeypatch.setattr(fx, "main", lambda **_: fault())
+    code, _, err = call("run")
+    assert (code, words in err, "Traceback" in err) == (1, True, False), err
+
+
 def test_ctrl_c_ends_with_130(call, monkeypatch):
     def interrupted(**_):
         raise KeyboardInterrupt

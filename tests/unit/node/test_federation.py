@@ -313,7 +313,16 @@ def test_a_disk_that_fails_at_the_end_leaves_a_run_that_can_be_resumed(lab):
     assert len(here.toys["one"].seen) == before  # everything was answered from the journal
 
 
-def test_an_aggregator_without_memory_leaves_a_run_that_can_be_resumed(lab):
+def no_memory():
+    np.empty(1 << 55)  # more than any machine has
+
+
+def no_thread():
+    raise RuntimeError("can't start new thread")  # as Python says it
+
+
+@pytest.mark.parametrize("refused", [no_memory, no_thread])
+def test_an_aggregator_without_memory_leaves_a_run_that_can_be_resumed(lab, refused):
     here = two(lab, rounds=3)
     emit = here.emit
 
@@ -321,10 +330,10 @@ def test_an_aggregator_without_memory_leaves_a_run_that_can_be_resumed(lab):
         emit(kind, fields)
         if kind == "round.started" and fields["round"] == 2:
             here.emit = emit
-            np.empty(1 << 55)  # more than any machine has
+            refused()
 
     here.emit = without_memory
-    with pytest.raises(MemoryError):
+    with pytest.raises((MemoryError, RuntimeError)):
         here.run()
     assert choose_run(here.root, here.lock.digest).action == "resume"
     assert here.run().state == "completed"
