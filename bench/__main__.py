@@ -10,6 +10,7 @@ BENCHES = {
     "soak": "what the aggregator holds after hundreds of rounds",
     "crowd": "a thousand sites at one aggregator",
     "codecs": "speed, bits and error of every codec",
+    "methods": "strategies side by side, on sites whose data differ",
     "accuracy": "what compression loses in accuracy and saves of all bytes",
     "peers": "openfed beside other frameworks, on the same work",
 }
