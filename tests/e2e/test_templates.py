@@ -6,6 +6,7 @@ rule of the plan. What the nodes add is tested elsewhere; the numbers are the sa
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -29,7 +30,7 @@ from openfed.tasks.seeds import derive
 from openfed.typing import Tensors
 from openfed.workspace import templates
 
-NAMES = ("numpy_linear", "sklearn_breast_cancer", "torch_digits")
+NAMES = ("numpy_linear", "sklearn_breast_cancer", "torch_digits", "torch_recommender")
 
 
 @pytest.fixture
@@ -260,3 +261,43 @@ def test_the_configuration_of_a_task_process_has_every_setting(
         threads=1,
         output_limit=0,
     )
+
+
+@pytest.mark.slow
+def test_tastes_of_unseen_users_are_rebuilt_and_never_leave_their_site(workspace: Any) -> None:
+    here = workspace("torch_recommender")
+    ran = here.fx("run", "--json", "-s", "retention={updates: all}")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    mean = root_of_mean_error(here.root)
+    print(f"torch_recommender: {told['metrics']['rmse']:.4f}, the mean of each item: {mean:.4f}")
+    assert told["metrics"]["rmse"] <= 0.40 < 1.0 < mean
+    sent = [*(here.root / "runs" / told["run"] / "blobs").glob("*.*")]  # one file a reply
+    assert len(sent) == 4 * (20 + 21)  # updates, scores
+    shared = 4 * (150 * 4 + 150 + 1)  # bytes; those of a site's users would be 10,000
+    assert max(path.stat().st_size for path in sent) < shared + 500
+    updates = [path.read_bytes() for path in sent if path.stat().st_size > shared]
+    assert len(updates) == 4 * 20
+    assert all(b"item.weight" in update and b"user" not in update for update in updates)
+
+
+def root_of_mean_error(root: Path) -> float:
+    """Of each item's mean rating by the users who train, for those who don't."""
+    data = subprocess.run(
+        [sys.executable, "-c", MEAN], cwd=root, capture_output=True, text=True, check=True
+    )
+    return float(data.stdout)
+
+
+MEAN = """
+import torch
+from src.data import ITEMS, Ratings
+sites = [Ratings({"shard": k}, users=500) for k in (1, 2, 3, 4)]
+def all(kind):
+    batches = [b for site in sites for b in (site.train(seed=0) if kind else site.validate())]
+    return torch.cat([p[:, 1] for p, _ in batches]), torch.cat([r for _, r in batches])
+item, rating = all(True)
+mean = torch.zeros(ITEMS).index_add(0, item, rating) / torch.bincount(item, minlength=ITEMS)
+item, rating = all(False)
+print(float(((rating - mean[item]) ** 2).mean().sqrt()))
+"""
