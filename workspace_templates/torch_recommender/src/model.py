@@ -1,4 +1,4 @@
-"""Matrix factorisation: what a user likes stays at the user's site, what items are like is shared."""
+"""Matrix factorisation: what a user likes stays at the site, what items are like is shared."""
 
 import torch
 from torch import Tensor, nn
