@@ -10,6 +10,7 @@ from typing import Any
 from openfed.parse import split_address
 from openfed.plan.chains import Broken, pipeline_rules
 from openfed.plan.choices import LOSS, METRICS, better, metric_name
+from openfed.plan.methods import covered, enough
 from openfed.plan.schema import RESERVED, Enrolled, fewest
 from openfed.plan.values import is_loopback, shown, suggest
 
@@ -211,4 +212,6 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Broken]]], ...] = (
     (("best", "metrics", "tasks"), _known_metric("best")),
     (("stop", "metrics", "tasks"), _known_metric("stop")),
     (("task_runner", "tasks"), _numpy),
+    (("strategy", "cohort", "collaborators"), enough),
+    (("strategy", "task_runner"), covered),
 )

@@ -25,10 +25,12 @@ from openfed.tasks.metrics import Sums, add, update
 from openfed.tasks.replies import (
     add_scores,
     held_out,
+    mean,
     reported,
     reseed,
     scored,
     split,
+    wants,
     with_tuned,
 )
 from openfed.tasks.runners import called, kind_of, load, load_metrics, pick
@@ -191,6 +193,9 @@ class TorchRunner:
         given = {**local, **model}
         known = {name: to_tensor(given[at]) for name, at in stored.items() if at in given}
         net.load_state_dict(known, strict=False)
+        reports: dict[str, Sums] = {}
+        if wants(task, "loss_before"):
+            reports["loss_before"] = self._loss_before(net, task)
         _reseed(task.seed)
         if task.name == VALIDATE:
             return Outcome(self._validate(net, VALIDATE))
@@ -199,8 +204,11 @@ class TorchRunner:
         if self._settings["optimizer_state"] != "reset":
             load_state(optimizer, named, given)
         train_mode(net, fixed, stored)
+        taken = _counted(optimizer)
         numbers = self._train(task, settings, net, optimizer)
-        numbers = with_tuned(task, numbers, partial(self._validate, net))
+        if wants(task, "steps"):
+            reports["steps"] = (float(len(taken)),)
+        numbers = with_tuned(task, {**numbers, **reports}, partial(self._validate, net))
         return self._outcome(numbers, net, fixed, save_state(optimizer, named))
 
     def _build(self, seed: int) -> tuple[nn.Module, frozenset[str]]:
@@ -289,6 +297,17 @@ class TorchRunner:
         return total or (0.0, 0.0)
 
     @torch.no_grad()
+    def _loss_before(self, net: nn.Module, task: Task) -> Sums:
+        """The mean loss of the received model on the training data, which is a pass over them."""
+        _reseed(task.seed)
+        net.eval()
+        total: Sums | None = None
+        for batch in Batches(self._data, task.seed, self._device):
+            value, weight = self._loss(forward(net, batch), batch)
+            total = add(total, (float(value) * weight, weight))
+        return mean(total)
+
+    @torch.no_grad()
     def _validate(self, net: nn.Module, task: str) -> Numbers:
         net.eval()
         sums: dict[str, Sums] = {}
@@ -349,6 +368,13 @@ class _Step:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+def _counted(optimizer: Optimizer) -> list[None]:
+    """Gets one item for each step that the optimiser takes from now on."""
+    taken: list[None] = []
+    optimizer.register_step_post_hook(lambda *_: taken.append(None))
+    return taken
 
 
 def _merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
