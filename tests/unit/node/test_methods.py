@@ -181,7 +181,13 @@ def test_qfedavg_weighs_by_the_losses_that_sites_report(lab):
         ("fedavg", {"steps": 1}),
     ],
 )
-def test_a_number_that_the_strategy_needs_must_be_there_and_no_other(lab, strategy, told):
+@pytest.mark.parametrize("honest", [True, False], ids=["agent", "aggregator"])
+def test_a_number_that_the_strategy_needs_must_be_there_and_no_other(
+    lab, strategy, told, honest, monkeypatch
+):
+    if not honest:  # an agent that checks nothing
+        for check in ("check_numbers", "check_reports"):
+            monkeypatch.setattr(f"openfed.node.agent.{check}", lambda *_, **__: None)
     said = f"strategy: {strategy}\ntasks: [train]"
     runner = TORCH.format("lr: 0.1")
     toys = {"one": Reports(1, 1, **told)}
