@@ -23,13 +23,16 @@ from openfed.node.trainer import Trainer
 from openfed.pki.keys import Signer
 from openfed.pki.peer import AGGREGATOR
 from openfed.plan.lock import Lock
+from openfed.plan.methods import local_settings
+from openfed.plan.schema import Plan
 from openfed.plan.site import Site
-from openfed.registry import AGGREGATES, STRATEGIES
+from openfed.registry import AGGREGATES, SCREENS, STRATEGIES
 from openfed.store.journal import Journal
 from openfed.store.ledger import check_key
 from openfed.store.runs import JOURNAL, run_folder
 from openfed.store.spool import Spool
-from openfed.strategy.reduce import weighted_mean
+from openfed.strategy.reduce import Rule, weighted_mean
+from openfed.strategy.screens import Screening
 from openfed.transport.base import Link
 from openfed.typing import Emit, Tensors
 
@@ -43,6 +46,17 @@ def make_flow(lock: Lock) -> Flow:
         return fedavg(fed, strategy)
 
     return flow
+
+
+def make_rule(plan: Plan) -> tuple[Rule, Screening | None]:
+    """What the plan's strategy makes one update of many with, and what it does with them before."""
+    chosen = plan.strategy
+    make, screen = AGGREGATES.get(chosen.name), SCREENS.get(chosen.name)
+    local = local_settings(chosen, plan.task_runner)
+    return (
+        make(**chosen.settings) if make else weighted_mean,
+        screen(**chosen.settings, **local) if screen else None,
+    )
 
 
 def open_journal(workspace: Path, run: str, lock: Lock, signer: Signer | None = None) -> Journal:
@@ -93,10 +107,10 @@ def make_aggregator(
         renewing=renewing,
         roster=roster,
     )
-    rule = AGGREGATES.get(lock.plan.strategy.name, weighted_mean)
     saved = workspace / "save"
     initial = partial(read_initial, saved, lock)
-    handle = Federation(lock, aggregator, journal, spool, accounts.emit, time.time, initial, rule)
+    way = (accounts.emit, time.time, initial, *make_rule(lock.plan))
+    handle = Federation(lock, aggregator, journal, spool, *way)
 
     async def go() -> Ended:
         return await conduct(aggregator, handle, make_flow(lock), saved, accounts)

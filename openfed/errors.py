@@ -524,6 +524,14 @@ CODES: dict[str, Explanation] = {
         "what another has done, has nothing to work on, or costs as much as it saves.",
         "Remove it, or change what the message names.",
     ),
+    "P24": Explanation(
+        "too few answers for this strategy",
+        "A robust rule withstands f hostile updates only among so many: 2f + 1 for trimmed_mean, "
+        "2f + 3 for krum and multi_krum, 4f + 3 for bulyan. What counts is with how few answers a "
+        "round can end: the sites wanted, or cohort.quorum.",
+        "Lower f, raise cohort.quorum, or ask more sites. collaborators: {enrolled: {minimum: N}} "
+        "says how many there are at least.",
+    ),
     "P25": Explanation(
         "the method does not cover this",
         "The strategy's formula holds for some local optimisers, runners and scopes only; with "
@@ -1192,7 +1200,8 @@ CODES: dict[str, Explanation] = {
     ),
     "K25": Explanation(
         "an undeclared number",
-        "A reply holds a number that is not finite, or that the plan does not declare.",
+        "A reply holds a number that is not finite, or that the plan does not declare; or it lacks "
+        "one that the plan's strategy needs.",
         "Name the metric under `metrics` in the plan; return finite sums.",
     ),
     "K26": Explanation(

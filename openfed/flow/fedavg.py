@@ -21,7 +21,8 @@ def fedavg(fed: Federation, strategy: Strategy) -> Tensors:
         if fed.stopped():
             validate_exactly(fed, state)
             break
-        update = fed.reduce("train", state["model"], settings=task_settings(fed.plan, "train"))
+        settings = task_settings(fed.plan, "train")
+        update = fed.reduce("train", state["model"], settings=settings, state=state)
         delta = fed.parameters(update)
         state["server"], move = strategy.step(state["server"], delta, fed.share)
         state["model"] = add(state["model"], {**update, **move})
@@ -58,10 +59,12 @@ def score(fed: Federation, state: State, *, exact: bool) -> None:
 
 
 def task_settings(plan: Plan, task: str) -> dict[str, Json]:
-    """What the plan says of a task; for `train`, also whether the site's tuned model is validated.
+    """What the plan says of a task; for `train`, also whether the site's tuned model is validated,
+    and what the strategy needs to know of the training.
 
     A site runs a task with these settings only. Raises: KeyError: the plan has no such task.
     """
     settings = {each.name: each.settings for each in plan.tasks}
     tuned = {"tuned": "validate_tuned" in settings} if task == "train" else {}
-    return {**settings[task], **tuned}
+    needed = {"reports": list(plan.reports)} if task == "train" and plan.reports else {}
+    return {**settings[task], **tuned, **needed}

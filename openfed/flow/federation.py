@@ -29,6 +29,7 @@ from openfed.store.scratch import scratch
 from openfed.store.spool import Spool, blob_name
 from openfed.strategy.base import weight_of
 from openfed.strategy.reduce import Rule, Weighted, reduce_updates, weighted_mean
+from openfed.strategy.screens import Screening
 from openfed.tasks.seeds import derive
 from openfed.tensors.check import is_finite
 from openfed.tensors.frame import digest
@@ -70,6 +71,9 @@ class Port(Protocol):
 _SITES = "sites/"
 """Notes of who took part in a round, where the plan does not name the sites."""
 
+_MEMORY = "screen"
+"""What of a flow's state holds what the screen remembers."""
+
 _UP = "up_s"
 """The fact that holds how long earlier lives of the aggregator have lasted, in seconds."""
 
@@ -101,13 +105,15 @@ class Federation:
         clock: Callable[[], float],
         initial: Callable[[], Tensors],
         aggregate: Rule = weighted_mean,
+        screen: Screening | None = None,
     ) -> None:
-        """`aggregate`: what makes one update of many; it sees floating entries only. `initial`
-        reads the first model: nobody else holds on to it, which may be large."""
+        """`aggregate`: what makes one update of many; it sees floating entries only. `screen`: what
+        chooses, weighs or scales whole updates before. `initial` reads the first model: nobody
+        else holds on to it, which may be large."""
         self.plan, self.signature = lock.plan, lock.signature
         self._port, self._journal, self._spool = port, journal, spool
         self._emit, self._clock = emit, clock
-        self._initial, self._aggregate = initial, aggregate
+        self._initial, self._aggregate, self._screen = initial, aggregate, screen
         pipeline = lock.plan.compression_pipeline
         self._updates = update_signature(self.signature)
         self._chains = Pipeline(pipeline.uplink).chains(self._updates)
@@ -182,7 +188,12 @@ class Federation:
             raise OpenFedError("F01", _shortfall(whole or row, ask))
 
     def reduce(
-        self, task: str, model: Tensors, *, settings: Mapping[str, Json] | None = None
+        self,
+        task: str,
+        model: Tensors,
+        *,
+        settings: Mapping[str, Json] | None = None,
+        state: State | None = None,
     ) -> Tensors:
         """Ask the round's cohort for updates of `model` and make one of them (`merge`); with what
         came too late for the round before, where the plan keeps that."""
@@ -192,7 +203,7 @@ class Federation:
             task, model, cohort=cohort, settings=settings, updates=True, wanted=wanted
         )
         self.report(self._round - 1, model, answers)
-        return self.merge((*answers, *self._late()))
+        return self.merge((*answers, *self._late()), state)
 
     def _late(self) -> Iterator[Answer]:
         """The updates of the round before that came after it, in name order."""
@@ -205,18 +216,22 @@ class Federation:
         for name, blob, size in kept:
             yield self._answer(name, blob, size)
 
-    def merge(self, answers: Sequence[Answer]) -> Tensors:
-        """The plan's aggregate of the answers' updates (see `openfed.strategy.reduce`)."""
-        rule = self.plan.weights
+    def merge(self, answers: Sequence[Answer], state: State | None = None) -> Tensors:
+        """The plan's aggregate of the answers' updates (see `openfed.strategy.reduce`). What a
+        screen remembers of earlier rounds is in the flow's `state`, and is changed there."""
+        rule, state = self.plan.weights, {} if state is None else state
         self.share = min(1.0, len(answers) / len(self.roster))  # late ones are of others' rounds
         with ExitStack() as stack:
-            updates = [
+            updates: Sequence[Weighted] = [
                 Weighted(
                     stack.enter_context(self._packet(a.digest, a.collaborator)),
                     weight_of(a.numbers["n"][0], rule.name, rule.settings),
                 )
                 for a in answers
             ]
+            if self._screen:
+                memory = state.get(_MEMORY, {})
+                state[_MEMORY], updates = self._screen(memory, updates, self._updates)
             allocate = partial(scratch, self._spool.growing)
             return reduce_updates(updates, self._updates, self._aggregate, allocate)
 

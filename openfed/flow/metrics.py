@@ -16,11 +16,13 @@ MAY_REPORT = {"train": ("train", "validate_tuned"), "validate": ("validate",)}
 """Whose metrics the reply to a task may hold."""
 
 
-def declared(metrics: Sequence[str], task: str) -> frozenset[str]:
-    """The names of all numbers that a plan with these metrics lets a site answer to `task`."""
+def declared(metrics: Sequence[str], task: str, reports: Sequence[str] = ()) -> frozenset[str]:
+    """The names of all numbers that a plan with these metrics lets a site answer to `task`;
+    `reports`: what its strategy needs of each training."""
     names = {"loss", *(metric_name(metric) for metric in metrics)}
     parts = MAY_REPORT.get(task, ())
-    return ABOUT | {f"{PREFIX}{part}/{name}" for part in parts for name in names}
+    told = ABOUT | set(reports if task == "train" else ())
+    return told | {f"{PREFIX}{part}/{name}" for part in parts for name in names}
 
 
 DECODED = "validate_decoded"

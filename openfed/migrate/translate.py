@@ -530,6 +530,13 @@ _STRATEGIES = {
 }
 
 
+_REDDI = "; openfed's is that of Reddi et al. 2021, without a correction of the first steps"
+_NEAR = {
+    "geometric_median": "; openfed's is of whole updates, OpenFL's of each tensor; every site "
+    "counts the same, unless you write weights: samples"
+}
+
+
 def _strategy(openfl: OpenFL, tasks: tuple[Task, ...], draft: Draft) -> None:
     """The aggregation function of training; those of validations only average metrics."""
     draft.plan["strategy"] = "fedavg"
@@ -543,17 +550,15 @@ def _strategy(openfl: OpenFL, tasks: tuple[Task, ...], draft: Draft) -> None:
             draft.row(key, str(template), DROPPED, "metrics are summed and divided once, always")
             continue
         name = _STRATEGIES.get(str(template).rpartition(".")[2])
-        if name is None or name not in STRATEGIES:
+        if name is None:
             told = f"{template} is not available here; there are: {', '.join(STRATEGIES)}"
             draft.problem(task.node.at, "U54", key, told)
             continue
         settings = given.get("settings") if isinstance(given, dict) else None
         own = _server(name, settings or {}, key, draft)
         draft.plan["strategy"] = {name: own} if own else name
-        near = "; openfed's is that of Reddi et al. 2021, without a correction of the first steps"
-        adaptive = template and "Adaptive" in str(template)
-        says = f"strategy: {name}{near if adaptive else ''}"
-        draft.row(key, str(template), NEAR if adaptive else KEPT, says)
+        near = _REDDI if "Adaptive" in str(template) else _NEAR.get(name, "")
+        draft.row(key, str(template), NEAR if near else KEPT, f"strategy: {name}{near}")
 
 
 def _server(name: str, given: Mapping[str, Any], key: str, draft: Draft) -> dict[str, Any]:

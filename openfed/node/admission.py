@@ -8,7 +8,7 @@ from openfed.errors import PolicyError, WireError
 from openfed.flow.metrics import check_sums, declared
 from openfed.plan.lock import Lock
 from openfed.store.packets import PacketFile
-from openfed.tensors.check import check_entries, check_finite, check_numbers
+from openfed.tensors.check import check_entries, check_finite, check_numbers, check_reports
 from openfed.tensors.frame import CHUNK, chunks
 from openfed.tensors.record import DTYPES
 from openfed.tensors.update import update_signature
@@ -47,8 +47,10 @@ def check_reply(lock: Lock, packet: PacketFile, assignment: Assignment) -> None:
     kinds = {spec.name: spec for spec in expected}
     uplink = Pipeline(lock.plan.compression_pipeline.uplink)
     check_chains(packet.head, lambda spec: uplink.chain(kinds[spec.name]))
-    allowed = declared(lock.plan.metrics, assignment.task)
+    reports = lock.plan.reports
+    allowed = declared(lock.plan.metrics, assignment.task, reports)
     check_numbers(packet.numbers, allowed, trained=assignment.updates)
+    check_reports(packet.numbers, reports if assignment.updates else ())
     check_sums(packet.numbers)
     model = next(p.digest for p in assignment.payloads if p.name == "model")
     if packet.head.base != model:

@@ -40,7 +40,7 @@ from openfed.store.spool import WHOLE
 from openfed.store.witness import FILE, Witness
 from openfed.tasks.base import Task
 from openfed.tasks.seeds import derive
-from openfed.tensors.check import check_entries, check_numbers, frame_limit
+from openfed.tensors.check import check_entries, check_numbers, check_reports, frame_limit
 from openfed.tensors.frame import Held, Source, source_blocks
 from openfed.tensors.record import Record, is_local, layout_of
 from openfed.tensors.update import travelling, update_signature
@@ -382,8 +382,10 @@ class Agent:
 
     def _check(self, assignment: Assignment, result: Result) -> None:
         """Everything but the values: raises TaskError K09, K21, K22, K24, K25, K31."""
-        allowed = declared(self.lock.plan.metrics, assignment.task)
+        reports = self.lock.plan.reports
+        allowed = declared(self.lock.plan.metrics, assignment.task, reports)
         check_numbers(result.numbers, allowed, trained=assignment.updates)
+        check_reports(result.numbers, reports if assignment.updates else ())
         check_sums(result.numbers)
         trained = result.trained.specs if assignment.updates and result.trained else ()
         for spec in trained:

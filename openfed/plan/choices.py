@@ -84,6 +84,10 @@ def _adaptive(name: str, **more: Any) -> type[Value]:
     return settings(name, lr=(Rate, 0.01), beta1=(Decay, 0.9), **more, tau=(Positive, 1e-3))
 
 
+_Hostile = Annotated[int, Field(strict=True, ge=0, le=10_000, examples=[1])]
+_Exponent = Annotated[float, Field(strict=True, ge=0, le=10, examples=[1.0])]
+_Norm = Annotated[Positive, Field(examples=[1.0])]
+
 STRATEGIES: Table = {
     "fedavg": settings("FedAvg"),
     "fedavgm": settings("FedAvgM", lr=(Rate, 1.0), momentum=(Decay, 0.9)),
@@ -99,7 +103,46 @@ STRATEGIES: Table = {
     "ditto": settings("Ditto", pull=(NotNegative, 0.1)),
     "fedrep": settings("FedRep", head_epochs=(Count, 1)),
     "fedrecon": settings("FedRecon", steps=(Count, 1), lr=(Rate, 0.1), support=(Inner, 0.5)),
+    "trimmed_mean": settings("TrimmedMean", f=(_Hostile, ...)),
+    "geometric_median": settings("GeometricMedian"),
+    "krum": settings("Krum", f=(_Hostile, ...)),
+    "multi_krum": settings("MultiKrum", f=(_Hostile, ...), m=(Count | None, None)),
+    "bulyan": settings("Bulyan", f=(_Hostile, ...)),
+    "norm_clipping": settings(
+        "NormClipping", norm=(_Norm, ...), rule=(Literal["mean", "median"], "mean")
+    ),
+    "adaptive_clipping": settings(
+        "AdaptiveClipping", norm=(Positive, 0.1), quantile=(Unit, 0.5), rate=(Rate, 0.2)
+    ),
+    "centred_clipping": settings("CentredClipping", radius=(_Norm, ...), steps=(Count, 1)),
+    "fednova": settings("FedNova"),
+    "qfedavg": settings("QFedAvg", q=(_Exponent, ...)),
 }
+"""`f`: how many updates of a round may be hostile. `norm`, `radius`: Euclidean, of all floating
+entries of an update together."""
+
+FEWEST: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"trimmed_mean": (2, 1), "krum": (2, 3), "multi_krum": (2, 3), "bulyan": (4, 3)}
+)
+"""(a, b): the strategy needs at least a * f + b updates."""
+
+UNIFORM = frozenset(
+    {
+        *("median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan"),
+        *("norm_clipping", "adaptive_clipping", "centred_clipping", "qfedavg"),
+    }
+)
+"""Strategies for which every site counts alike, if the plan says nothing: robust ones, since a
+reported number of samples is no evidence, and q-FedAvg, whose weights are the losses."""
+
+UNWEIGHTED = frozenset({"median", "trimmed_mean", "krum", "bulyan"})
+"""Those of them that look at no weights."""
+
+REPORTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"fednova": ("steps",), "qfedavg": ("loss_before",)}
+)
+"""Numbers that a strategy needs of each training, beside `n`: how many steps the local optimiser
+took; the mean loss of the received model on the training data."""
 
 AT_SITES = ("fedprox", "scaffold", "feddyn", "mimelite", "fedplus", "ditto", "fedrep", "fedrecon")
 """Strategies with a half that runs where a site trains."""

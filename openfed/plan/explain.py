@@ -12,6 +12,7 @@ from openfed.plan.choices import (
     LOSSES,
     OPTIMIZERS,
     STRATEGIES,
+    UNWEIGHTED,
     metric_name,
 )
 from openfed.plan.lock import Lock
@@ -150,22 +151,33 @@ def _choice(value: Any, table: Table) -> str:
 
 
 def _strategy(plan: Plan) -> str:
+    """How many updates become one, and what a site counts in that."""
+    chosen = _choice(plan.strategy.model_dump(), STRATEGIES)
+    if plan.strategy.name in UNWEIGHTED:
+        return f"{chosen}, every site counts the same"
     weights = {
         "uniform": "every site counts the same",
         "samples": "a site counts by its number of samples",
     }[plan.weights.name]
     if cap := plan.weights.settings.get("cap"):
         weights += f", of which {cap} at most"
-    return f"{_choice(plan.strategy.model_dump(), STRATEGIES)}, {weights}"
+    return f"{chosen}, {weights}"
+
+
+_REPORTS = {
+    "steps": "the number of steps taken",
+    "loss_before": "the mean loss of the received model on the training data",
+}
 
 
 def _leaves(plan: Plan, lock: Lock | None, share: float) -> Iterator[str]:
     names = ", ".join([LOSS, *map(metric_name, plan.metrics)])
     trains = any(task.name == "train" for task in plan.tasks)
+    reports = "".join(f"{_REPORTS[name]}, " for name in plan.reports)
     if trains:
         yield (
             "To the aggregator, after training: the update (how the training moved the model), "
-            "the number of samples used, the seconds it took"
+            f"the number of samples used, {reports}the seconds it took"
         )
         if lock is not None:
             yield from _update(update_signature(lock.signature), share, plan.rounds)

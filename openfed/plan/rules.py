@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openfed.parse import split_address
+from openfed.plan.at_sites import site_rules
 from openfed.plan.chains import Broken, pipeline_rules
 from openfed.plan.choices import LOSS, METRICS, better, metric_name
-from openfed.plan.methods import method_rules
+from openfed.plan.methods import covered, enough
 from openfed.plan.schema import RESERVED, Enrolled, fewest
 from openfed.plan.values import is_loopback, shown, suggest
 
@@ -212,5 +213,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Broken]]], ...] = (
     (("best", "metrics", "tasks"), _known_metric("best")),
     (("stop", "metrics", "tasks"), _known_metric("stop")),
     (("task_runner", "tasks"), _numpy),
-    (("strategy", "task_runner", "tasks", "scope"), method_rules),
+    (("strategy", "task_runner", "tasks", "scope"), site_rules),
+    (("strategy", "cohort", "collaborators"), enough),
+    (("strategy", "task_runner"), covered),
 )

@@ -22,10 +22,12 @@ from pydantic_core import CoreSchema
 from openfed.plan.choices import (
     CODECS,
     LOSS,
+    REPORTS,
     RUNNERS,
     STAGES,
     STRATEGIES,
     TASKS,
+    UNIFORM,
     WEIGHTS,
     better,
     metric_name,
@@ -99,6 +101,11 @@ class Cohort(Value):
         if self.count is not None:
             return min(self.count, collaborators)
         return max(1, math.floor(self.fraction * collaborators + 0.5))
+
+    def fewest(self, collaborators: int) -> int:
+        """The fewest answers of `collaborators` sites that end a round."""
+        wanted = self.size(collaborators)
+        return wanted if self.quorum == "all" else min(self.quorum, wanted)
 
     def asked(self, collaborators: int) -> int:
         """How many of `collaborators` sites are asked."""
@@ -364,6 +371,12 @@ def _default_best(data: dict[str, Any]) -> Best | None:
     return Best(metric=metric_name(metrics[0]))
 
 
+def _default_weights(data: dict[str, Any]) -> Choice:
+    strategy = data.get("strategy")
+    alike = strategy is not None and strategy.name in UNIFORM
+    return Choice(name="uniform" if alike else "samples")
+
+
 class Plan(Value):
     """One experiment. `collaborators` are the sites; model k is the model after k rounds."""
 
@@ -387,7 +400,9 @@ class Plan(Value):
     strategy: Annotated[Choice, Among("a strategy", STRATEGIES, later=_USER_STRATEGY)] = Choice(
         name="fedavg"
     )
-    weights: Annotated[Choice, Among("weights", WEIGHTS, drop_none=True)] = Choice(name="samples")
+    weights: Annotated[Choice, Among("weights", WEIGHTS, drop_none=True)] = Field(
+        default_factory=_default_weights
+    )
     compression_pipeline: Annotated[Pipeline, BeforeValidator(_pipeline)] = Field(
         default_factory=Pipeline
     )
@@ -409,6 +424,11 @@ class Plan(Value):
     def fewest(self) -> int:
         """How many sites take part at least."""
         return fewest(self.collaborators)
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The numbers that the strategy needs of each training, beside `n`."""
+        return REPORTS.get(self.strategy.name, ())
 
     def admits(self, name: str) -> bool:
         """Whether a collaborator of this name, which its certificate proves, may take part."""

@@ -4,13 +4,13 @@ Every number of an answer that belongs to a metric is named `metrics/<task>/<met
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from openfed.errors import TaskError
-from openfed.tasks.base import Task
+from openfed.tasks.base import TRAIN, Task
 from openfed.tasks.metrics import METRICS, Sums, add, fits
 from openfed.tensors.record import Scope, is_local
 from openfed.typing import Array, Numbers, Tensors
@@ -86,6 +86,19 @@ def reported(task: str, given: Mapping[str, Any], declared: Iterable[str], n: fl
             raise TaskError("K08", f"{len(sums)} numbers are not the sums of the metric {name}")
         numbers[f"metrics/{task}/{name}"] = sums
     return numbers
+
+
+def wants(task: Task, number: str) -> bool:
+    """Whether the plan's strategy needs this number of the training."""
+    reports = task.settings.get("reports")
+    return task.name == TRAIN and isinstance(reports, Sequence) and number in reports
+
+
+def mean(sums: Sums | None) -> tuple[float, ...]:
+    """A mean loss as a number of a reply. Raises: TaskError: K04 it is of no samples."""
+    if not sums or not sums[1]:
+        raise TaskError("K04", "the training data have no samples to compute a loss on")
+    return (sums[0] / sums[1],)
 
 
 def with_tuned(task: Task, numbers: Numbers, validate: Callable[[str], Numbers]) -> Numbers:

@@ -20,7 +20,16 @@ from openfed.tasks.base import VALIDATE, Outcome, Task
 from openfed.tasks.checks import check_scope
 from openfed.tasks.config import Config, choice
 from openfed.tasks.metrics import Sums, update
-from openfed.tasks.replies import add_scores, held_out, reseed, scored, split, with_tuned
+from openfed.tasks.replies import (
+    add_scores,
+    held_out,
+    mean,
+    reseed,
+    scored,
+    split,
+    wants,
+    with_tuned,
+)
 from openfed.tasks.runners import load_metrics
 from openfed.tasks.seeds import derive
 from openfed.tensors.record import Signature, signature_of
@@ -71,10 +80,14 @@ class SklearnRunner:
         estimator = self._filled({**self._zeros(), **local, **model}, task.seed)
         if task.name == VALIDATE:
             return Outcome(self._validate(estimator, VALIDATE))
+        numbers: dict[str, Sums] = {}
+        if wants(task, "loss_before"):
+            numbers["loss_before"] = mean(self._training_loss(estimator, task))
         samples = self._fit(estimator, task)
-        numbers: dict[str, Sums] = {"n": (float(samples),)}
-        again = self._batches(derive(task.seed, "pass", 0))
-        numbers["metrics/train/loss"] = self._scores(estimator, again, {})["loss"]
+        numbers["n"] = (float(samples),)
+        if wants(task, "steps"):  # of one sample each
+            numbers["steps"] = numbers["n"]
+        numbers["metrics/train/loss"] = self._training_loss(estimator, task)
         trained = {name: np.array(getattr(estimator, name), np.float64) for name in ENTRIES}
         shared, kept = split(trained, self._scope)
         validate = partial(self._validate, estimator)
@@ -137,6 +150,11 @@ class SklearnRunner:
             warnings.simplefilter("ignore", ConvergenceWarning)  # a round need not converge
             estimator.fit(inputs, targets)
         return len(inputs)
+
+    def _training_loss(self, estimator: Any, task: Task) -> Sums:
+        """The loss on the training data as the coefficients are now; empty without samples."""
+        again = self._batches(derive(task.seed, "pass", 0))
+        return self._scores(estimator, again, {}).get("loss", ())
 
     def _batches(self, seed: int) -> Iterator[Batch]:
         if not callable(getattr(self._data, "train", None)):

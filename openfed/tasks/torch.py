@@ -26,10 +26,12 @@ from openfed.tasks.metrics import Sums, add, update
 from openfed.tasks.replies import (
     add_scores,
     held_out,
+    mean,
     reported,
     reseed,
     scored,
     split,
+    wants,
     with_tuned,
 )
 from openfed.tasks.runners import called, kind_of, load, load_metrics, pick
@@ -209,6 +211,9 @@ class TorchRunner:
             net, _ = self._loaded(given)
             _reseed(task.seed)
             return Outcome(self._validate(net, VALIDATE))
+        reports: dict[str, Sums] = {}
+        if wants(task, "loss_before"):
+            reports["loss_before"] = self._loss_before(self._loaded(given)[0], task)
         settings = _merged(self._settings, task.settings)
         own = {**given, **below(PERSONAL, local)} if self._method.name == "fedplus" else given
         net, outcome = self._trained(task, settings, given, own, self._client)
@@ -218,8 +223,8 @@ class TorchRunner:
         elif self._method.name == "fedplus":
             kept = {PERSONAL + name: x for name, x in outcome.tensors.items()}
             outcome = replace(outcome, local={**(outcome.local or {}), **kept})
-        tuned = partial(self._validate, net)
-        return replace(outcome, numbers=with_tuned(task, outcome.numbers, tuned))
+        numbers = {**outcome.numbers, **reports}
+        return replace(outcome, numbers=with_tuned(task, numbers, partial(self._validate, net)))
 
     def _personal(
         self, task: Task, settings: Mapping[str, Any], given: Tensors
@@ -251,7 +256,10 @@ class TorchRunner:
         train_mode(net, fixed, entries(net)[1])
         shared = self._sides(net)[1]
         corrected = Corrected(client, shared, given, optimizer) if client else None
+        taken = _counted(optimizer)
         numbers = self._train(task, settings, net, optimizer)
+        if wants(task, "steps"):
+            numbers = {**numbers, "steps": (float(len(taken)),)}
         outcome = self._outcome(numbers, net, fixed, save_state(optimizer, named))
         if corrected is None:
             return net, outcome
@@ -405,6 +413,17 @@ class TorchRunner:
         return total or (0.0, 0.0)
 
     @torch.no_grad()
+    def _loss_before(self, net: nn.Module, task: Task) -> Sums:
+        """The mean loss of the received model on the training data, which is a pass over them."""
+        _reseed(task.seed)
+        net.eval()
+        total: Sums | None = None
+        for batch in Batches(self._data, task.seed, self._device):
+            value, weight = self._loss(forward(net, batch), batch)
+            total = add(total, (float(value) * weight, weight))
+        return mean(total)
+
+    @torch.no_grad()
     def _validate(self, net: nn.Module, task: str) -> Numbers:
         net.eval()
         sums: dict[str, Sums] = {}
@@ -469,6 +488,13 @@ class _Step:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+def _counted(optimizer: Optimizer) -> list[None]:
+    """Gets one item for each step that the optimiser takes from now on."""
+    taken: list[None] = []
+    optimizer.register_step_post_hook(lambda *_: taken.append(None))
+    return taken
 
 
 def _merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,19 @@ def check_numbers(numbers: Numbers, allowed: Collection[str], *, trained: bool) 
         )
 
 
+LEAST = {"steps": 1.0, "loss_before": 0.0}
+"""Numbers that a strategy may need of each training, and the least that each can be."""
+
+
+def check_reports(numbers: Numbers, needed: Collection[str]) -> None:
+    """What the strategy needs of this training is there. Raises: TaskError: K25."""
+    for name in needed:
+        given = numbers.get(name, ())
+        if len(given) != 1 or not LEAST[name] <= given[0] <= MAX_SAMPLES:
+            message = f"{name}: expected a number of at least {LEAST[name]:g}, which the strategy"
+            raise TaskError("K25", f"{message} of this plan needs, got {given[:4]}")
+
+
 def frame_limit(signature: Signature, numbers: int = 4 << 20) -> int:
     """Most bytes of a frame that holds these entries and some numbers."""
     entries = sum(spec.size + 64 + len(spec.name) * 6 + 256 for spec in signature)

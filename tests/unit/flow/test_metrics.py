@@ -51,6 +51,8 @@ def test_only_the_plans_metrics_the_loss_and_what_every_reply_says_may_be_sent()
     assert "metrics/validate/accuracy" in validate and "metrics/train/loss" not in validate
     assert {"n", "seconds", "import_seconds"} == train & validate
     assert len(train) == 3 + 2 * 3 and len(validate) == 3 + 3
+    assert declared(metrics, "train", ["steps"]) == train | {"steps"}
+    assert declared(metrics, "validate", ["steps"]) == validate
 
 
 def test_a_value_that_is_not_finite_is_absent():

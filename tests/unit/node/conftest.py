@@ -29,15 +29,18 @@ name: toy
 rounds: {rounds}
 seed: 3
 collaborators: {sites}
-task_runner: {{numpy: {{train: "src.toy:train", validate: "src.toy:train", shapes: {{w: [3]}}}}}}
+task_runner: {runner}
 data_loader: "src.toy:Data"
 metrics: [accuracy]
 {more}
 """
 
+RUNNER = '{numpy: {train: "src.toy:train", validate: "src.toy:train", shapes: {w: [3]}}}'
+
 CODE = """
 class Data:
     def __init__(self, source): ...
+class Net: ...
 def train(record, data, settings): ...
 """
 
@@ -93,14 +96,15 @@ class Lab:
     """One workspace on disk and what happened in it."""
 
     def __init__(
-        self, root: Path, toys: dict, rounds=3, more="", model=MODEL, kinds=KINDS, sites=""
-    ):
+        self, root: Path, toys: dict, rounds=3, more="", model=MODEL, kinds=KINDS, sites="",
+        runner=RUNNER,
+    ):  # fmt: skip
         self.root, self.toys, self.events = root, toys, []
         (root / "plan").mkdir(parents=True)
         (root / "src").mkdir()
         (root / "src" / "toy.py").write_text(CODE)
         sites = sites or f"[{', '.join(sorted(toys))}]"
-        text = PLAN.format(rounds=rounds, sites=sites, more=more)
+        text = PLAN.format(rounds=rounds, sites=sites, runner=runner, more=more)
         (root / "plan" / "plan.yaml").write_text(text)
         plan = load_plan(root / "plan" / "plan.yaml")
         signature = signature_of(model, kinds)

@@ -222,3 +222,18 @@ def test_what_cannot_be_run_is_a_typed_error(
 def test_a_site_without_one_of_the_classes_takes_part_with_partial_fit() -> None:
     one = runner("SGDClassifier", OneClass((0, 1)))
     assert one.run(task(), one.initial(0)[0], {}).tensors["coef_"].shape == (1, FEATURES)
+
+
+def test_what_a_strategy_needs_is_told_and_changes_no_training() -> None:
+    data = Data((0, 1))
+    one = runner("SGDClassifier", data, epochs=2, learning_rate="constant", eta0=0.1)
+    model = one.run(task(), one.initial(0)[0], {}).tensors
+    told = one.run(task(round=2, reports=["loss_before", "steps"]), model, {})
+    plain = one.run(task(round=2), model, {})
+    np.testing.assert_array_equal(told.tensors["coef_"], plain.tensors["coef_"])
+    assert told.numbers["steps"] == told.numbers["n"] == plain.numbers["n"] == (120.0,)
+    assert not {"steps", "loss_before"} & plain.numbers.keys()
+    inputs, targets = data.inputs[:-20], data.targets[:-20]
+    scores = inputs @ model["coef_"][0] + model["intercept_"]
+    wanted = hinge_loss(targets, scores)
+    np.testing.assert_allclose(told.numbers["loss_before"], (wanted,), rtol=1e-12)

@@ -644,3 +644,37 @@ def test_a_batch_that_is_none_is_refused(batch: Any) -> None:
     one = runner(Broken())
     with pytest.raises(TaskError, match="K05.*expected batches"):
         one.run(task(), one.initial(5)[0], {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({}, 10), ({"accumulate": 3}, 4), ({"epochs": None, "steps": 7}, 7)],
+)
+def test_steps_are_those_of_the_optimizer_and_told_only_where_they_are_needed(
+    settings: dict[str, Any], steps: int
+) -> None:
+    one = runner(**settings)
+    model, _ = one.initial(5)
+    assert one.run(task(reports=["steps"]), model, {}).numbers["steps"] == (float(steps),)
+    assert not {"steps", "loss_before"} & one.run(task(), model, {}).numbers.keys()
+
+
+def test_the_loss_before_is_of_the_model_as_it_came_and_changes_no_training() -> None:
+    one = runner()
+    model, _ = one.initial(5)
+    model = one.run(task(), model, {}).tensors  # with statistics of its own
+    told = one.run(task(round=2, reports=["loss_before"]), model, {})
+    plain = one.run(task(round=2), model, {})
+    assert same_bits(told.tensors, plain.tensors)
+    assert told.numbers["n"] == plain.numbers["n"] == (80.0,)
+    net, data = fresh().eval(), Data()
+    net.load_state_dict({name: to_tensor(x) for name, x in model.items()})
+    with torch.no_grad():
+        wanted = functional.cross_entropy(net(data.inputs[:-10]), data.targets[:-10])
+    np.testing.assert_allclose(told.numbers["loss_before"], (float(wanted),), rtol=1e-6)
+
+
+def test_no_samples_have_no_loss_before() -> None:
+    one = runner(Data(samples=0))
+    with pytest.raises(TaskError, match="K04"):
+        one.run(task(reports=["loss_before"]), one.initial(5)[0], {})
