@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from openfed.data.column import Column, Kind
 from openfed.data.opening import (
     LIMIT,
     missing_at,
@@ -22,7 +23,7 @@ from openfed.data.opening import (
     refused,
     text_array,
 )
-from openfed.data.table import Column, Kind, Table
+from openfed.data.table import Table
 from openfed.errors import TaskError
 from openfed.typing import Array
 

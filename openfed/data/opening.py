@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from openfed.data.table import Column
+from openfed.data.column import Column
 from openfed.errors import TaskError
 from openfed.typing import Array
 

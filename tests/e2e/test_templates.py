@@ -250,6 +250,7 @@ def test_the_configuration_of_a_task_process_has_every_setting(
         collaborator="two",
         runner=None,  # type: ignore[arg-type]
         data_loader=config.data_loader,
+        contract=None,
         source={"shard": 2, "of": 2},
         seed=7,
         rounds=10,

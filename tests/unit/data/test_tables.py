@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openfed.data.column import Column
 from openfed.data.csv_file import MAX_LINE, read_csv
 from openfed.data.parquet import read_parquet
-from openfed.data.table import Column
 from openfed.errors import OpenFedError, TaskError
 
 AGE, BMI = Column("age", "integer"), Column("bmi", "number", missing=True)

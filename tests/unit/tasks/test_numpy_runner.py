@@ -48,6 +48,7 @@ def runner(data: Any = 3.0, *, scope: Any = (), **more: Any) -> NumpyRunner:
         runner=Choice("numpy", chosen),
         data_loader=Choice("unused", {}),
         source=None,
+        contract=None,
         seed=0,
         rounds=2,
         metrics=("rmse",),

@@ -52,6 +52,7 @@ def runner(
         runner=Choice("sklearn", chosen),
         data_loader=Choice("unused", {}),
         source=None,
+        contract=None,
         seed=0,
         rounds=4,
         metrics=metrics,

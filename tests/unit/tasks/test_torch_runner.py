@@ -149,6 +149,7 @@ def runner(data: Any = None, *, metrics: Any = (), scope: Any = (), **more: Any)
         runner=Choice("torch", chosen),
         data_loader=Choice("unused", {}),
         source=None,
+        contract=None,
         seed=5,
         rounds=4,
         metrics=metrics,
