@@ -148,7 +148,7 @@ def test_a_gzipped_csv_file_stops_where_it_becomes_too_large(write):
     assert "longer than" in refuses("K42", read_csv, write(endless), [AGE])
 
 
-@pytest.mark.parametrize("at", [1, 12, 30])
+@pytest.mark.parametrize("at", [1, 12, 20])
 def test_a_damaged_gzip_is_refused(write, at):
     data = bytearray(gzip.compress(b"age\n" + b"1\n23\n456\n" * 9))
     refuses("K42", read_csv, write(bytes(data[: at + 5])), [AGE])
