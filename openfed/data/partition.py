@@ -161,8 +161,8 @@ def share(source: Mapping[str, Any], values: Array) -> Array:
     _check(right, "expected {share: [2, 10], by: {dirichlet: {alpha: 0.1}}, seed: 0}")
     (name, settings), (number, sites, _) = chosen[0], numbers
     rng = np.random.default_rng(seed)
-    split = partition(name, values, sites, rng, settings or {})
-    return split[number - 1]
+    own: Array = partition(name, values, sites, rng, settings or {})[number - 1]
+    return own
 
 
 def _check(holds: bool, message: str) -> None:
