@@ -124,9 +124,9 @@ def check_data(contract: Contract | None, data: Any) -> None:
 
 
 def _whole(data: Any) -> Table | Samples:
-    """All data of the site, those held out too."""
+    """What the site trains on, at least."""
     kinds: Mapping[str, type[Table | Samples]] = {"table": Table, "samples": Samples}
-    name = next((name for name in kinds if hasattr(data, name)), None)
+    name = next((name for name in kinds if callable(getattr(data, name, None))), None)
     who = type(data).__name__
     if name is None:
         message = "for the plan's data contract: table(), a Table, or samples(), a Samples"

@@ -180,7 +180,8 @@ def test_data_against_the_contract_are_told_before_any_task_and_no_value_of_them
 
 
 def test_a_loader_that_shows_no_data_does_not_meet_a_contract(child: Start) -> None:
-    one = child(data_contract={"samples": 1})
+    with_a_number = FINE.replace("self.source = source", "self.samples = 3")
+    one = child(with_a_number, data_contract={"samples": 1})
     one.start()
     told = one.heard()
     assert (told["op"], told["code"]) == ("broken", "K05")
