@@ -541,7 +541,7 @@ CODES: dict[str, Explanation] = {
     "P26": Explanation(
         "the data contract cannot be read",
         "A key of the plan's data contract is unknown, or its value is not of the form expected.",
-        "Correct what the message names; docs/methods.md has the form.",
+        "Correct what the message names; docs/data.md has the form.",
     ),
     "P27": Explanation(
         "the data contract excludes itself",
@@ -1122,8 +1122,8 @@ CODES: dict[str, Explanation] = {
     "K05": Explanation(
         "not a data loader",
         "The loader lacks `train(seed=...)`, or its batches are neither (inputs, targets) nor a "
-        "dict.",
-        "See the template torch_digits for a loader of 20 lines.",
+        "dict; or the plan has a data contract, and the loader neither `table()` nor `samples()`.",
+        "See the template torch_digits for a loader of 20 lines, and docs/data.md for contracts.",
     ),
     "K06": Explanation(
         "too much output",

@@ -1,27 +1,19 @@
-"""What a plan demands of every site's data, and whether data hold it. Pure; no value is shown.
+"""What a plan demands of every site's data: as a value, read from a plan, and written into one.
 
-A message may go to the aggregator: it holds the contract's own words only. Even how many samples
-break a rule, and which, stays at the site (`Broken.count`, `Broken.rows`): a contract could
-otherwise be written to ask for a single record.
+Without numpy: a plan is read with it, and that imports nothing heavy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from openfed.data.table import KINDS, Column, Samples, Table
-from openfed.errors import PlanError, Problem, TaskError
-from openfed.typing import Array, Json
+from openfed.data.column import KINDS, Column
+from openfed.errors import PlanError, Problem
 
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 
-PLAIN = "biufcUS"
-"""Kinds of dtypes that inputs may have."""
-
-ROWS = 10
-"""Rows that `Broken` keeps."""
+MAX_TEXT = 200
+"""Characters of a name or a class: messages hold them."""
 
 
 @dataclass(frozen=True)
@@ -40,148 +32,6 @@ class Contract:
     samples: int = 1
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A broken rule. `str()` may travel; count and rows (the first, from 0) stay at the site."""
-
-    where: str
-    message: str
-    count: int = 0
-    rows: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
-
-
-# -- data against a contract -----------------------------------------------------------------------
-
-
-def check(contract: Contract, data: Table | Samples) -> list[Broken]:
-    """Every rule that is broken, in the contract's order; none: the data are as demanded."""
-    found = _check_table(contract, data) if isinstance(data, Table) else _inputs(contract, data)
-    count = data.rows if isinstance(data, Table) else sum(data.inputs.shape[:1])
-    if count < contract.samples:
-        message = f"expected at least {contract.samples}, there are fewer"
-        found.append(Broken("samples", message, count))
-    return found
-
-
-def demand(contract: Contract, data: Table | Samples) -> None:
-    """Raises: TaskError: K49, with every rule that is broken."""
-    if broken := check(contract, data):
-        raise TaskError("K49", f"data contract: {'; '.join(map(str, broken))}")
-
-
-def _check_table(contract: Contract, table: Table) -> list[Broken]:
-    if contract.shape is not None or contract.dtype is not None:
-        return [Broken("inputs", "expected arrays, found a table")]
-    if len({array.shape for array in table.arrays}) > 1:
-        return [Broken("columns", "are not of one length")]
-    found = []
-    for column in contract.columns:
-        where = f"column {column.name!r}"
-        if column.name in table.columns:
-            found += _column(column, table.column(column.name), where)
-        else:
-            found.append(Broken(where, "is not there"))
-    if contract.classes and contract.target in table.columns:
-        found += _classes(contract.classes, table.column(contract.target), "target")
-    return found
-
-
-def _column(column: Column, values: Array, where: str) -> list[Broken]:
-    if values.ndim != 1 or values.dtype.kind not in KINDS[column.kind]:
-        return [Broken(where, f"expected {column.kind}, found another kind of values")]
-    missing = _missing(values)
-    found = []
-    if not column.may_miss:
-        found += _rule(where, "values are missing", missing)
-    if values.dtype.kind == "f":
-        found += _rule(where, "there are infinite numbers", np.isinf(values))
-    if values.dtype.kind in "iuf":
-        low = -np.inf if column.least is None else column.least
-        high = np.inf if column.most is None else column.most
-        with np.errstate(over="ignore"):  # a bound beyond a short dtype is an infinity there
-            outside = ((values < low) | (values > high)) & np.isfinite(values)
-        found += _rule(where, f"there are values outside {_range(column)}", outside)
-    if column.values:
-        strange = ~missing & ~np.isin(values, _of_kind(column.values, values))
-        found += _rule(where, f"there are other values than {_listed(column.values)}", strange)
-    return found
-
-
-def _inputs(contract: Contract, data: Samples) -> list[Broken]:
-    if contract.columns:
-        return [Broken("columns", "expected a table, found arrays")]
-    found, inputs = [], data.inputs
-    if not inputs.ndim or inputs.dtype.kind not in PLAIN:
-        return [Broken("inputs", "expected an array of numbers or texts, a sample a row")]
-    if contract.shape is not None and not _fits(inputs.shape[1:], contract.shape):
-        shapes = f"{_shape(contract.shape)}, found {_shape(inputs.shape[1:])}"
-        found.append(Broken("inputs", f"expected samples of shape {shapes}"))
-    if contract.dtype is not None and inputs.dtype != np.dtype(contract.dtype):
-        found.append(Broken("inputs", f"expected {contract.dtype}, found another dtype"))
-    if inputs.dtype.kind in "fc":
-        strange = np.fromiter((not np.isfinite(row).all() for row in inputs), bool, len(inputs))
-        found += _rule("inputs", "there are numbers that are not finite", strange)
-    if contract.classes and data.targets is None:
-        found.append(Broken("targets", "are not there"))
-    elif data.targets is not None and len(data.targets) != len(inputs):
-        found.append(Broken("targets", "there are not as many as samples"))
-    elif contract.classes and data.targets is not None:
-        found += _classes(contract.classes, data.targets, "targets")
-    return found
-
-
-def _classes(classes: Sequence[str | int], values: Array, where: str) -> list[Broken]:
-    expected = np.asarray(classes)
-    kinds = "iu" if expected.dtype.kind == "i" else "U"
-    if values.ndim != 1 or values.dtype.kind not in kinds:
-        word = "integers" if kinds == "iu" else "texts"
-        return [Broken(where, f"expected {word}, one per sample, found another kind of values")]
-    strange = ~np.isin(values, expected)
-    return _rule(where, f"there are other classes than {_listed(classes)}", strange)
-
-
-def _rule(where: str, message: str, wrong: Array) -> list[Broken]:
-    rows = np.flatnonzero(wrong)
-    first = tuple(int(row) for row in rows[:ROWS])
-    return [Broken(where, message, len(rows), first)] if len(rows) else []
-
-
-def _missing(values: Array) -> Array:
-    if values.dtype.kind == "f":
-        return np.isnan(values)
-    return values == "" if values.dtype.kind == "U" else np.zeros(len(values), bool)
-
-
-def _of_kind(values: Sequence[str | int], like: Array) -> Array:
-    return np.asarray(values, dtype=np.str_ if like.dtype.kind == "U" else None)
-
-
-def _fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
-    return len(found) == len(shape) and all(
-        each is None or each == have for each, have in zip(shape, found, strict=True)
-    )
-
-
-def _shape(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("any" if each is None else str(each) for each in shape) + ")"
-
-
-def _range(column: Column) -> str:
-    if column.least is None or column.most is None:
-        return f"{column.least} and more" if column.most is None else f"{column.most} and less"
-    return f"{column.least} to {column.most}"
-
-
-def _listed(values: Sequence[str | int]) -> str:
-    first = ", ".join(repr(value) for value in values[:20])
-    return f"{first} and {len(values) - 20} more" if len(values) > 20 else first
-
-
-# -- a contract as a plan has it -------------------------------------------------------------------
-
 _KEYS = ("columns", "target", "shape", "dtype", "classes", "samples")
 Wrong = Callable[..., None]
 """Notes a problem: (place, message) or (place, message, code)."""
@@ -189,7 +39,7 @@ Wrong = Callable[..., None]
 _COLUMN_KEYS = ("name", "kind", "missing", "range", "values")
 
 
-def contract_of(given: Json, path: str = "data_contract") -> Contract:
+def contract_of(given: Any, path: str = "data_contract") -> Contract:
     """Read the plan's mapping, or what its canonical form has of it.
 
     {columns: [{name, kind, missing: false, range: [low, high] (null: open), values: [...]}, ...],
@@ -222,6 +72,28 @@ def contract_of(given: Json, path: str = "data_contract") -> Contract:
     return contract
 
 
+def contract_json(contract: Contract) -> dict[str, Any]:
+    """The canonical form: what `contract_of` reads, every key written out, null for no demand."""
+    columns: list[Any] = [
+        {
+            "name": column.name,
+            "kind": column.kind,
+            "missing": column.missing,
+            "range": None if column.least is column.most is None else [column.least, column.most],
+            "values": list(column.values) or None,
+        }
+        for column in contract.columns
+    ]
+    return {
+        "columns": columns or None,
+        "target": contract.target,
+        "shape": None if contract.shape is None else list(contract.shape),
+        "dtype": contract.dtype,
+        "classes": list(contract.classes) or None,
+        "samples": contract.samples,
+    }
+
+
 def _mapping(given: Any, keys: Sequence[str], at: str, wrong: Wrong) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         wrong(at, f"expected a mapping with {', '.join(keys)}")
@@ -246,8 +118,8 @@ def _read_column(given: Any, at: str, wrong: Wrong) -> Column:
     if not isinstance(given, Mapping):
         return Column("", "text")
     name, kind, missing = parts.get("name"), parts.get("kind"), parts.get("missing")
-    if not isinstance(name, str) or not name:
-        wrong(f"{at}.name", "expected the column's name")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_TEXT:
+        wrong(f"{at}.name", f"expected the column's name, of at most {MAX_TEXT} characters")
     known = next((each for each in KINDS if each == kind), None)
     if known is None:
         wrong(f"{at}.kind", f"expected one of {', '.join(KINDS)}")
@@ -265,7 +137,13 @@ def _read_range(given: Any, at: str, wrong: Wrong) -> tuple[float | None, float 
     if len(bounds) != 2 or bounds == (None, None) or not all(map(_is_bound, bounds)):
         wrong(at, "expected [low, high], finite numbers, null for one that is open")
         return None, None
-    return bounds[0], bounds[1]
+    return _plain_number(bounds[0]), _plain_number(bounds[1])
+
+
+def _plain_number(bound: float | None) -> float | None:
+    """10.0 is written as 10, so that one contract has one canonical form."""
+    whole = bound is not None and abs(bound) < 1 << 63 and bound == int(bound)
+    return int(bound) if bound is not None and whole else bound
 
 
 def _choices(given: Any, at: str, wrong: Wrong) -> tuple[str | int, ...]:
@@ -273,7 +151,7 @@ def _choices(given: Any, at: str, wrong: Wrong) -> tuple[str | int, ...]:
         return ()
     found = tuple(given) if isinstance(given, list | tuple) else ()
     integers = all(_is_integer(each) and abs(each) < 1 << 63 for each in found)
-    texts = all(isinstance(each, str) and each and "\0" not in each for each in found)
+    texts = all(_is_word(each) and "\0" not in each for each in found)
     if not found or not (integers or texts) or len(set(found)) < len(found):
         wrong(at, "expected a list of integers, or of texts, each once")
         return ()
@@ -299,7 +177,9 @@ def _contradictions(contract: Contract, wrong: Wrong) -> None:
     if names and (contract.shape is not None or contract.dtype is not None):
         wrong("shape" if contract.shape is not None else "dtype", "is not of tables", "P27")
     if contract.target is not None and contract.target not in names:
-        wrong("target", f"is none of the columns {', '.join(names) or '(there are none)'}", "P27")
+        wrong(
+            "target", f"is none of the columns {listed(names)[:300] or '(there are none)'}", "P27"
+        )
     if names and contract.classes:
         kinds = {column.name: column.kind for column in contract.columns}
         needed = "text" if isinstance(contract.classes[0], str) else "integer"
@@ -334,7 +214,16 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
+
+
 def _is_bound(value: Any) -> bool:
     if value is None:
         return True
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
+
+
+def listed(values: Sequence[str | int]) -> str:
+    first = ", ".join(repr(value) for value in values[:20])
+    return f"{first} and {len(values) - 20} more" if len(values) > 20 else first

@@ -1,6 +1,7 @@
 """Comma-separated values with a header. Types are given, never guessed: every site reads the same.
 
-Source: RFC 4180, in UTF-8 (a byte order mark is dropped). Lines count from 1, the header's.
+Source: RFC 4180, in UTF-8 (a byte order mark is dropped), plain or gzipped. Lines count from 1, the
+header's.
 """
 
 import csv
@@ -14,15 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from openfed.data.column import Column, Kind
 from openfed.data.opening import (
     LIMIT,
+    check_size,
     missing_at,
     opened,
     positions,
     refused,
     text_array,
+    unzipped,
 )
-from openfed.data.table import Column, Kind, Table
+from openfed.data.table import Table
 from openfed.errors import TaskError
 from openfed.typing import Array
 
@@ -45,13 +49,14 @@ def read_csv(
     """The columns asked for, in that order; others are left out, empty lines too.
 
     A number is finite and has a decimal point, never a comma; a boolean is true, false, 1 or 0.
-    Missing are empty cells and, but in a text, NA, N/A, NaN and null. `limit`: bytes.
+    Missing are empty cells and, but in a text, NA, N/A, NaN and null. A gzipped file is unpacked
+    while it is read. `limit`: bytes of the file, characters of its text, bytes of a text column.
     Raises: TaskError: K41 no such file, or too large; K42 not CSV in UTF-8; K43 a cell is not of
     its kind; K44 values are missing, with their lines; K45 columns that are not there.
     """
-    with opened(path, "csv file", limit) as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-        rows = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+    with opened(path, "csv file", limit) as raw, unzipped(raw, "csv file") as plain:
+        text = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
+        rows = csv.reader(_lines(text, limit), delimiter=delimiter, strict=True)
         try:
             header = next(rows, [])
             places = positions(header, columns, "csv file")
@@ -63,8 +68,11 @@ def read_csv(
             raise refused("K42", place, "there are bytes that are not UTF-8") from None
 
 
-def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+def _lines(text: io.TextIOWrapper, limit: int) -> Iterator[str]:
+    size = 0
     while line := text.readline(MAX_LINE + 1):
+        size += len(line)  # of a gzipped file, `opened` has seen the short form alone
+        check_size(size, "csv file", limit)
         if len(line) > MAX_LINE:
             raise csv.Error(f"a line is longer than {MAX_LINE} characters")
         yield line

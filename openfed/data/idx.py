@@ -4,16 +4,14 @@ Source: LeCun, Cortes, Burges, "The MNIST database", section "file formats": two
 type, the number of dimensions, each dimension in four bytes, the values; all big-endian.
 """
 
-import gzip
 import struct
-import zlib
 from math import prod
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import numpy as np
 
-from openfed.data.opening import LIMIT, check_size, opened, refused
+from openfed.data.opening import LIMIT, check_size, opened, refused, unzipped
 from openfed.data.table import Samples
 from openfed.typing import Array
 
@@ -41,13 +39,8 @@ def read_idx(path: str | Path, *, limit: int = LIMIT) -> Array:
     Raises: TaskError: K41 no such file, or too large; K42 not an IDX file, cut off, or longer than
     its header says.
     """
-    with opened(path, "idx file", limit) as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        try:
-            return _read(cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw, limit)
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise refused("K42", "idx file", "its gzip compression is damaged") from None
+    with opened(path, "idx file", limit) as raw, unzipped(raw, "idx file") as file:
+        return _read(file, limit)
 
 
 def _read(file: IO[bytes], limit: int) -> Array:

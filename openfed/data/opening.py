@@ -1,15 +1,17 @@
 """The door to a site's files: regular files, of bounded size. Messages hold no file's name."""
 
+import gzip
 import os
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 
-from openfed.data.table import Column
+from openfed.data.column import Column
 from openfed.errors import TaskError
 from openfed.typing import Array
 
@@ -48,6 +50,21 @@ def opened(path: str | Path, what: str, limit: int = LIMIT) -> Iterator[BinaryIO
         raise refused("K41", what, f"cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def unzipped(raw: BinaryIO, what: str) -> Iterator[IO[bytes]]:
+    """The content of a file at its beginning, plain or gzipped. How much of it is read, and so how
+    large it may become, is the reader's affair.
+
+    Raises: TaskError: K42, while it is read: the compression is damaged.
+    """
+    zipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    try:
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise refused("K42", what, "its gzip compression is damaged") from None
 
 
 def check_size(size: int, what: str, limit: int) -> None:

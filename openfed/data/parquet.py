@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openfed.data.column import Column, Kind
 from openfed.data.opening import (
     LIMIT,
     check_size,
@@ -15,7 +16,7 @@ from openfed.data.opening import (
     refused,
     text_array,
 )
-from openfed.data.table import Column, Kind, Table
+from openfed.data.table import Table
 from openfed.typing import Array
 
 _WHAT = "parquet file"

@@ -142,6 +142,29 @@ def partition(
         raise TaskError("K40", message) from None
 
 
+def share(source: Mapping[str, Any], values: Array) -> Array:
+    """The samples of one data set that are a site's own, as int64 positions, ascending.
+
+    `source`: what local.yaml's `partition` hands to a loader, or a person writes in `sites`:
+    {share: [2, 10] (the second of ten), by: {dirichlet: {alpha: 0.1}} (or a name alone), seed: 0};
+    other keys are the loader's.
+    `values`: labels, keys or anything of shape (n,), as `partition` takes them.
+    Raises: TaskError: K40, also where `source` is not of this form.
+    """
+    told: Mapping[str, Any] = source if isinstance(source, Mapping) else {}
+    place, by, seed = told.get("share"), told.get("by"), told.get("seed", 0)
+    chosen = [(by, {})] if isinstance(by, str) else [*by.items()] if isinstance(by, Mapping) else []
+    numbers = [*place, seed] if isinstance(place, list | tuple) else []
+    right = len(numbers) == 3 and all(type(each) is int for each in numbers) and len(chosen) == 1
+    right = right and 1 <= numbers[0] <= numbers[1] and seed >= 0
+    right = right and isinstance(chosen[0][1] or {}, Mapping)
+    _check(right, "expected {share: [2, 10], by: {dirichlet: {alpha: 0.1}}, seed: 0}")
+    (name, settings), (number, sites, _) = chosen[0], numbers
+    rng = np.random.default_rng(seed)
+    own: Array = partition(name, values, sites, rng, settings or {})[number - 1]
+    return own
+
+
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise TaskError("K40", f"partition: {message}")

@@ -84,7 +84,8 @@ def task_config(
     root: Path, plan: Plan, collaborator: str, source: Json, device: str, threads: int
 ) -> dict[str, Any]:
     """`task.json`: all that a task process is told of the plan, and its site's data."""
-    told = plan.model_dump(mode="json", include={"seed", "rounds", "metrics", "scope"})
+    kept = {"seed", "rounds", "metrics", "scope", "data_contract"}
+    told = plan.model_dump(mode="json", include=kept)
     return {
         **told,
         "workspace": str(root),

@@ -494,3 +494,25 @@ class NumpySettings(Value):
 
 
 RUNNERS: Table = {"torch": TorchSettings, "sklearn": SklearnSettings, "numpy": NumpySettings}
+
+# -- partitioners: of one data set, in local.yaml ------------------------------------------------
+
+_Minimum = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+
+PARTITIONERS: Table = {
+    "iid": settings("Iid"),
+    "dirichlet": settings(
+        "Dirichlet",
+        alpha=(Annotated[float, Field(strict=True, ge=1e-4, le=1e8)], ...),
+        minimum=(_Minimum, 1),
+    ),
+    "shards": settings("Shards", each=(Count, 2)),
+    "quantity": settings(
+        "Quantity",
+        law=(Literal["lognormal", "power"], ...),
+        skew=(NotNegative, ...),
+        minimum=(_Minimum, 1),
+    ),
+    "by_key": settings("ByKey"),
+    "natural": settings("Natural"),
+}

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from openfed.data.column import Column
+from openfed.data.contract import contract_of
 from openfed.plan.chains import ways
 from openfed.plan.choices import (
     ESTIMATORS,
@@ -38,6 +40,7 @@ def explain(
     """
     parts = (
         (f"The plan {plan.name} of the federation {plan.federation}", _head(plan, lock, signed)),
+        *([("What every site's data have to be", _demanded(plan))] if plan.data_contract else []),
         ("What happens", _happens(plan)),
         ("What leaves a site", _leaves(plan, lock, (sizes or {}).get("uplink", 1.0))),
         ("How it travels", _travels(plan, sizes or {})),
@@ -89,6 +92,33 @@ def _model(lock: Lock) -> str:
     frozen = sum(spec.size for spec in lock.signature if spec.kind is Kind.FROZEN)
     fixed = f", of which {_bytes(frozen)} stay as they are" if frozen else ""
     return f"{_many(len(lock.signature), 'tensor')}, {_bytes(numbers)}{fixed}"
+
+
+def _demanded(plan: Plan) -> Iterator[str]:
+    contract = contract_of(plan.data_contract)
+    yield f"At least {_many(contract.samples, 'sample')}"
+    if contract.columns:
+        yield "A table with the columns (it may have others)"
+        yield from (f"  - {_column(column)}" for column in contract.columns)
+    if contract.shape is not None:
+        sizes = " x ".join("any length" if each is None else str(each) for each in contract.shape)
+        yield f"Arrays: each sample {sizes or 'one number'}"
+    if contract.dtype is not None:
+        yield f"Numbers stored as {contract.dtype}"
+    if contract.classes:
+        where = f"in the column {contract.target}" if contract.target else "as targets"
+        yield f"Nothing but the classes {', '.join(map(str, contract.classes))} {where}"
+    yield (
+        "Each site checks this by itself before the first round. Where it does not hold, the "
+        "aggregator is told which of these rules, never a value or a number of samples"
+    )
+
+
+def _column(column: Column) -> str:
+    bounds = {"from": column.least, "to": column.most}
+    said = [column.kind, *(f"{word} {each}" for word, each in bounds.items() if each is not None)]
+    listed = f", one of {', '.join(map(str, column.values))}" if column.values else ""
+    return f"{column.name}: {' '.join(said)}{listed}{', may be missing' * column.may_miss}"
 
 
 def _happens(plan: Plan) -> Iterator[str]:

@@ -32,6 +32,7 @@ from openfed.plan.choices import (
     better,
     metric_name,
 )
+from openfed.plan.contract import CanonicalContract
 from openfed.plan.values import (
     CODE,
     Among,
@@ -393,6 +394,7 @@ class Plan(Value):
     data_loader: Annotated[Choice, Among("a data loader", code=Code(1))] = Field(
         examples=['"src.data:Digits"']
     )
+    data_contract: CanonicalContract = None
     tasks: Annotated[
         tuple[Annotated[Choice, Among("a task", TASKS, drop_none=True)], ...],
         Field(min_length=1, max_length=3),

@@ -39,7 +39,7 @@ from openfed.tasks.checks import check_local, check_numbers, check_update
 from openfed.tasks.config import Config, read_config
 from openfed.tasks.failures import failure
 from openfed.tasks.output import captured
-from openfed.tasks.runners import make_data, make_runner
+from openfed.tasks.runners import check_data, make_data, make_runner
 from openfed.tensors.frame import unpack, write_frame
 from openfed.tensors.record import Record, signature_of
 from openfed.typing import Tensors
@@ -212,10 +212,11 @@ def _tell(connection: socket.socket, message: bytes) -> None:
 
 
 def _get_ready(config: Config, begun: float) -> tuple[channel.Message, Runner | None]:
-    """Import and build what the plan names. Returns: what to tell the agent."""
+    """Import and build what the plan names, check the data. Returns: what to tell the agent."""
     try:
         with captured(config.output_limit):
             data = make_data(config.data_loader, config.source)
+            check_data(config.contract, data)
             runner = make_runner(config, data)
     except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit too
         return {"op": "broken", **failure(error, config.workspace)}, None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openfed.data.contract import Contract, contract_of
 from openfed.tensors.record import Scope
 from openfed.typing import Json
 
@@ -25,7 +26,7 @@ def choice(given: Mapping[str, Any]) -> Choice:
 
 @dataclass(frozen=True)
 class Config:
-    """The plan's part (runner, loader, metrics, scope, seed, rounds) and the site's (the rest).
+    """Of the plan: runner, loader, contract, metrics, scope, seed, rounds; the rest is the site's.
 
     No defaults here: those of a plan are in its canonical form, those of a site the launcher's.
     """
@@ -35,6 +36,7 @@ class Config:
     runner: Choice
     data_loader: Choice
     strategy: Choice  # some have a half that runs here
+    contract: Contract | None  # what the data have to be
     source: Json  # whatever the site says its data is; handed to the loader as it stands
     seed: int
     rounds: int
@@ -48,12 +50,14 @@ class Config:
 def read_config(path: Path) -> Config:
     """Raises: OSError, ValueError, KeyError, TypeError: the launcher wrote something else."""
     given = json.loads(path.read_text())
+    demanded = given["data_contract"]
     return Config(
         workspace=Path(given["workspace"]),
         collaborator=given["collaborator"],
         runner=choice(given["runner"]),
         data_loader=choice(given["data_loader"]),
         strategy=choice(given["strategy"]),
+        contract=None if demanded is None else contract_of(demanded),
         source=given["source"],
         seed=given["seed"],
         rounds=given["rounds"],

@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from openfed.data.check import demand
+from openfed.data.contract import Contract
+from openfed.data.table import Samples, Table
 from openfed.errors import TaskError
 from openfed.tasks.base import Runner
 from openfed.tasks.config import Choice, Config
@@ -106,6 +111,36 @@ def kind_of(value: Any) -> str:
 def make_data(chosen: Choice, source: Any) -> Any:
     """The user's loader over the site's `source`."""
     return load(chosen.name)(source, **chosen.settings)
+
+
+def check_data(contract: Contract | None, data: Any) -> None:
+    """Hold what a loader's `table()` or `samples()` gives against the plan's data contract.
+
+    Raises: TaskError: K49 the data are not as demanded; K05 the loader has neither method, or it
+    returned something else.
+    """
+    if contract is not None:
+        demand(contract, _whole(data))
+
+
+def _whole(data: Any) -> Table | Samples:
+    """What the site trains on, at least."""
+    kinds: Mapping[str, type[Table | Samples]] = {"table": Table, "samples": Samples}
+    name = next((name for name in kinds if callable(getattr(data, name, None))), None)
+    who = type(data).__name__
+    if name is None:
+        message = "for the plan's data contract: table(), a Table, or samples(), a Samples"
+        raise TaskError("K05", f"{who} needs one of two methods {message} of openfed.data.table")
+    found = getattr(data, name)()
+    if not isinstance(found, kinds[name]) or not _of_arrays(found):
+        told = f"expected a {kinds[name].__name__} of openfed.data.table, with numpy arrays in it"
+        raise TaskError("K05", f"{who}.{name}() returned {kind_of(found)}, {told}")
+    return found
+
+
+def _of_arrays(found: Table | Samples) -> bool:
+    given = found.arrays if isinstance(found, Table) else (found.inputs, found.targets)
+    return all(each is None or isinstance(each, np.ndarray) for each in given)
 
 
 def make_runner(config: Config, data: Any) -> Runner:

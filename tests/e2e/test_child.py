@@ -52,6 +52,7 @@ class Child:
             "runner": {"name": "numpy", "settings": settings},
             "data_loader": {"name": "src.code:Data", "settings": {}},
             "strategy": {"name": "fedavg", "settings": {}},
+            "data_contract": None,
             "metrics": [],
             "scope": [],
             "device": "cpu",
@@ -128,6 +129,64 @@ def ready(child: Child) -> Child:
     message = child.heard()
     assert message["op"] == "ready", message
     return child
+
+
+WHOLE = """
+import numpy as np
+from openfed.data.table import Samples, Table
+class Data:
+    def __init__(self, source, **settings):
+        self.source = source
+    def table(self):
+        return GIVEN
+"""
+COLUMNS = {"columns": [{"name": "age", "kind": "integer", "range": [0, 120]}], "samples": 2}
+
+
+def test_data_that_hold_the_contract_are_ready(child: Start) -> None:
+    good = WHOLE.replace("GIVEN", "Table(('age',), (np.array([3, 4]),))")
+    functions = FINE[FINE.index("def train") :]
+    assert ready(child(good + functions, data_contract=COLUMNS)).ask()["op"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        (
+            "Table(('age',), (np.array([9876543]),))",
+            "K49",
+            "data contract: column 'age': there are values outside 0 to 120; samples: expected at "
+            "least 2, there are fewer",
+        ),
+        (
+            "Samples(np.array([9876543]))",
+            "K05",
+            "Data.table() returned a Samples, expected a Table of openfed.data.table, with numpy "
+            "arrays in it",
+        ),
+        (
+            "Table(('age',), ([9876543, 1],))",
+            "K05",
+            "Data.table() returned a Table, expected a Table of openfed.data.table, with numpy "
+            "arrays in it",
+        ),
+    ],
+)
+def test_data_against_the_contract_are_told_before_any_task_and_no_value_of_them(
+    child: Start, given: str, code: str, message: str
+) -> None:
+    one = child(WHOLE.replace("GIVEN", given), data_contract=COLUMNS)
+    one.start()
+    assert one.heard() == {"op": "broken", "code": code, "message": message, "traceback": ""}
+
+
+def test_a_loader_that_shows_no_data_does_not_meet_a_contract(child: Start) -> None:
+    with_a_number = FINE.replace("self.source = source", "self.samples = 3")
+    one = child(with_a_number, data_contract={"samples": 1})
+    one.start()
+    told = one.heard()
+    assert (told["op"], told["code"]) == ("broken", "K05")
+    assert "Data needs one of two methods" in told["message"]
 
 
 def test_a_task_process_says_hello_then_ready_then_answers_tasks(child: Start) -> None:

@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
+from openfed.data.idx import read_mnist
+from openfed.errors import TaskError
 from openfed.launch.initial import task_config
 from openfed.plan.load import load_plan
 from openfed.plan.local import read_local
@@ -25,17 +29,22 @@ from openfed.plan.schema import Plan
 from openfed.tasks.base import Runner, Task
 from openfed.tasks.config import Choice, Config, read_config
 from openfed.tasks.metrics import add, finish
-from openfed.tasks.runners import make_data, make_runner
+from openfed.tasks.runners import check_data, make_data, make_runner
 from openfed.tasks.seeds import derive
 from openfed.typing import Tensors
-from openfed.workspace import templates
+from openfed.workspace import create, templates
 
-NAMES = ("numpy_linear", "sklearn_breast_cancer", "torch_digits", "torch_recommender")
+NAMES = (
+    *("numpy_linear", "sklearn_breast_cancer", "tabular_fraud", "torch_digits"),
+    *("torch_mnist", "torch_recommender"),
+)
 
 
 @pytest.fixture
-def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """Go into a template as its task process does."""
+def enter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Path]]:
+    """Go into a workspace of a template as its task process does."""
 
     def forget() -> None:
         for name in [name for name in sys.modules if name == "src" or name.startswith("src.")]:
@@ -43,7 +52,8 @@ def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
         importlib.invalidate_caches()
 
     def go(name: str) -> Path:
-        folder = templates()[name]
+        folder = tmp_path_factory.mktemp("workspace") / name
+        create(folder, name)
         forget()
         monkeypatch.syspath_prepend(str(folder))
         monkeypatch.chdir(folder)
@@ -72,6 +82,7 @@ def sites(folder: Path, plan: Plan, scratch: Path) -> dict[str, tuple[Config, An
         (scratch / "task.json").write_text(json.dumps(told))
         config = read_config(scratch / "task.json")
         found[name] = (config, make_data(config.data_loader, config.source))
+        check_data(config.contract, found[name][1])
     return found
 
 
@@ -145,7 +156,8 @@ def test_a_template_is_small_and_has_all_its_files(name: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert len(path.read_text().splitlines()) <= 150, path
-            assert "openfed" not in path.read_text() or path.suffix in (".md", ".ipynb"), path
+            text = path.read_text().replace("openfed.data.", "")  # readers of files
+            assert "openfed" not in text or path.suffix in (".md", ".ipynb"), path
     for file in ("plan/plan.yaml", "local.yaml", "README.md", "requirements.txt"):
         assert (folder / file).is_file()
 
@@ -178,6 +190,91 @@ def test_digits_are_learned_in_three_rounds(enter: Callable[[str], Path], tmp_pa
     runners = {name: make_runner(own, data) for name, (own, data) in found.items()}
     model = federate(runners, found["one"][0])
     assert score(runners, model, "accuracy") >= 0.93
+
+
+def test_digits_become_the_four_files_of_mnist(enter: Callable[[str], Path]) -> None:
+    folder = enter("torch_mnist")
+    importlib.import_module("src.make_data").write_digits(folder / "data")
+    parts = {"train": 1500, "t10k": 297}
+    names = {f"{part}-{kind}-ubyte.gz" for part in parts for kind in ("images-idx3", "labels-idx1")}
+    assert {path.name for path in (folder / "data").iterdir()} == names
+    inputs, targets = load_digits(return_X_y=True)
+    found = []
+    for part, count in parts.items():
+        paths = [
+            folder / "data" / f"{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")
+        ]
+        read = read_mnist(*paths)
+        assert read.inputs.shape == (count, 28, 28)
+        small = np.round(read.inputs[:, 3:26:3, 3:26:3].reshape(count, 64) * (16 / 255.0))
+        found.append(np.column_stack([small, read.targets]))
+    ours, theirs = np.concatenate(found), np.column_stack([inputs, targets])
+    np.testing.assert_array_equal(*(rows[np.lexsort(rows.T)] for rows in (ours, theirs)))
+
+
+def test_the_pictures_of_mnist_are_dealt_out_and_learned(
+    enter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = enter("torch_mnist")
+    plan = load_plan(folder / "plan" / "plan.yaml", ["rounds=3"])
+    found = sites(folder, plan, tmp_path)
+    loaders = [data for _, data in found.values()]
+    counts = np.array([np.bincount(d.samples().targets, minlength=10) for d in loaders])
+    whole = np.bincount(read_mnist(*(sorted(folder.glob("data/train-*")))).targets)
+    assert counts.sum(axis=0).tolist() == whole.tolist() and counts.sum() == 1500
+    assert counts.sum(axis=1).min() >= 100
+    assert (counts < 5).sum() >= 8  # kinds of digits that a site has hardly seen
+    assert sum(len(targets) for d in loaders for _, targets in d.validate()) == 297
+    runners = {name: make_runner(own, data) for name, (own, data) in found.items()}
+    model = federate(runners, found["one"][0])
+    assert score(runners, model, "accuracy") >= 0.85
+
+
+def test_frauds_are_found_as_well_as_on_pooled_payments(
+    enter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = enter("tabular_fraud")
+    found = sites(folder, load_plan(folder / "plan" / "plan.yaml"), tmp_path)
+    runners = {name: make_runner(own, data) for name, (own, data) in found.items()}
+    model = federate(runners, found["north"][0])
+    parts = {
+        kind: [batch for _, data in found.values() for batch in getattr(data, kind)(**seed)]
+        for kind, seed in (("train", {"seed": 0}), ("validate", {}))
+    }
+    (inputs, targets), (unseen, wanted) = (
+        [np.concatenate(side) for side in zip(*batches, strict=True)] for batches in parts.values()
+    )
+    assert len(wanted) == 2400 and 0.01 < wanted.mean() < 0.05
+    together = LogisticRegression(class_weight="balanced").fit(inputs, targets)
+    best = roc_auc_score(wanted, together.decision_function(unseen))
+    assert best > 0.9 and score(runners, model, "auc") == pytest.approx(best, abs=0.01)
+    assert score(runners, model, "recall") > 0.8
+
+
+def test_a_bank_whose_file_breaks_the_contract_is_told_which_rule(
+    enter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = enter("tabular_fraud")
+    plan = load_plan(folder / "plan" / "plan.yaml")
+    importlib.import_module("src.make_data").write_payments(folder / "data")
+    path = folder / "data" / "south.csv"
+    path.write_text(path.read_text() + "987654.25,3,1.0,0,true,zz9secret,1\n")
+    with pytest.raises(TaskError) as caught:
+        sites(folder, plan, tmp_path)
+    assert str(caught.value) == (
+        "K49  data contract: column 'amount': there are values outside 0 to 100000; column "
+        "'channel': there are other values than 'chip', 'online', 'stripe'"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["tabular_fraud", "torch_mnist"])
+def test_templates_with_a_contract_run_over_mtls(workspace: Any, name: str) -> None:
+    ran = workspace(name).fx("run", "--json", timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    metrics = json.loads(ran.stdout.splitlines()[-1])["metrics"]
+    assert metrics["auc" if name == "tabular_fraud" else "accuracy"] > 0.93
 
 
 @pytest.mark.slow
@@ -252,6 +349,7 @@ def test_the_configuration_of_a_task_process_has_every_setting(
         runner=None,  # type: ignore[arg-type]
         data_loader=config.data_loader,
         strategy=Choice("fedavg", {}),
+        contract=None,
         source={"shard": 2, "of": 2},
         seed=7,
         rounds=10,

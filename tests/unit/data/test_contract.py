@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openfed.data.contract import Broken, Contract, check, contract_of, demand
-from openfed.data.table import Column, Samples, Table
+from openfed.data.check import Broken, check, demand
+from openfed.data.column import Column
+from openfed.data.contract import Contract, contract_of
+from openfed.data.table import Samples, Table
 from openfed.errors import PlanError, TaskError
 
 PLAN = {

@@ -15,6 +15,7 @@ from openfed.data.partition import (
     partition,
     quantity,
     shards,
+    share,
 )
 from openfed.errors import TaskError
 
@@ -181,3 +182,29 @@ def test_a_natural_split_is_a_site_per_value_in_sorted_order():
 )
 def test_what_cannot_be_split_so_is_refused(name, values, sites, settings):
     assert refuses(partition, name, values, sites, rng(), settings)
+
+
+def test_a_share_is_a_sites_part_of_the_split():
+    labels = np.arange(90) % 9
+    source = {"of": "data", "share": [2, 3], "by": {"dirichlet": {"alpha": 0.5}}, "seed": 11}
+    assert share(source, labels).tolist() == dirichlet(labels, 3, rng(11), alpha=0.5)[1].tolist()
+    bare = share({"share": (1, 3), "by": "iid"}, labels)
+    assert bare.tolist() == iid(90, 3, rng(0))[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"share": value} for value in (None, 2, [2], [0, 3], [4, 3], [True, 3], ["1", 3])),
+        *({"by": value} for value in (None, {}, 3, {"iid": {}, "shards": {}}, "stripes")),
+        *({"by": {"iid": {"alpha": 1}}}, {"by": {"dirichlet": None}}, {"by": {"dirichlet": [1]}}),
+        *({"seed": value} for value in (-1, 0.5, None)),
+    ],
+)
+def test_a_share_of_another_form_is_refused(changes):
+    refuses(share, {"share": [2, 3], "by": "iid", **changes}, np.arange(9))
+
+
+@pytest.mark.parametrize("source", [None, "data/one", 3, []])
+def test_a_source_that_is_no_share_is_refused(source):
+    assert "expected {share: [2, 10]" in refuses(share, source, np.arange(9))

@@ -1,6 +1,7 @@
 """CSV and parquet: real files as people have them, and files that somebody made to do harm."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -13,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openfed.data.column import Column
 from openfed.data.csv_file import MAX_LINE, read_csv
 from openfed.data.parquet import read_parquet
-from openfed.data.table import Column
 from openfed.errors import OpenFedError, TaskError
 
 AGE, BMI = Column("age", "integer"), Column("bmi", "number", missing=True)
@@ -126,6 +127,33 @@ def test_a_cell_of_another_kind_is_refused_with_its_place_and_not_shown(write, k
     message = refuses("K43", read_csv, path, [Column("x", kind)])
     assert "'x'" in message and (kind == "text" or "line 3" in message)
     assert len(cell) < 3 or cell not in message
+
+
+def test_a_gzipped_csv_file_is_the_same(write):
+    columns = [AGE, BMI, SICK, WARD]
+    plain, zipped = (
+        read_csv(write(data), columns) for data in (GOOD, gzip.compress(GOOD.encode()))
+    )
+    for ours, theirs in zip(zipped.arrays, plain.arrays, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_gzipped_csv_file_stops_where_it_becomes_too_large(write):
+    bomb = gzip.compress(b"age\n" + b"1\n" * 1_000_000)
+    assert len(bomb) < 10_000
+    assert "10000 bytes" in refuses("K41", read_csv, write(bomb), [AGE], limit=10_000)
+    lines = gzip.compress(b"age\n1\n" + b"\n" * 1_000_000)
+    refuses("K41", read_csv, write(lines), [AGE], limit=10_000)
+    endless = gzip.compress(b"age\n" + b"1" * 4_000_000)
+    assert "longer than" in refuses("K42", read_csv, write(endless), [AGE])
+
+
+@pytest.mark.parametrize("at", [1, 12, 20])
+def test_a_damaged_gzip_is_refused(write, at):
+    data = bytearray(gzip.compress(b"age\n" + b"1\n23\n456\n" * 9))
+    refuses("K42", read_csv, write(bytes(data[: at + 5])), [AGE])
+    data[-6] ^= 1
+    refuses("K42", read_csv, write(bytes(data)), [AGE])
 
 
 @pytest.mark.parametrize(
@@ -308,9 +336,9 @@ def test_a_text_that_repeats_takes_no_room_before_it_is_refused(write):
     pa = pytest.importorskip("pyarrow")
     path = write(frame(1 << 20, c=pa.array(["x" * 10_000] * 3000 + [None]).dictionary_encode()))
     code = (
-        "import sys, pyarrow; from openfed.data import parquet, table\n"
+        "import sys, pyarrow; from openfed.data import column, parquet\n"
         "from openfed.errors import TaskError\n"
-        "try: parquet.read_parquet(sys.argv[1], [table.Column('c', 'text')], limit=20 << 20)\n"
+        "try: parquet.read_parquet(sys.argv[1], [column.Column('c', 'text')], limit=20 << 20)\n"
         "except TaskError as error: print(error.code, pyarrow.default_memory_pool().max_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)

@@ -1,10 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from openfed.data.partition import share
 from openfed.errors import PlanError
 from openfed.plan.local import read_local
+from openfed.plan.schema import Enrolled
 
 SITES = ("one", "two")
 
@@ -29,9 +32,37 @@ def test_local_yaml_says_where_each_sites_data_is(write: Callable[[str], Path]) 
     assert (local.device, local.threads) == ("auto", 1)
 
 
+def test_a_partition_is_in_the_place_of_sites(write: Callable[[str], Path]) -> None:
+    text = "partition: {of: data/all, by: {dirichlet: {alpha: 0.3}}, seed: 7}\n"
+    common = {"of": "data/all", "by": {"dirichlet": {"alpha": 0.3, "minimum": 1}}, "seed": 7}
+    assert read_local(write(text), SITES).sites == {
+        "one": {**common, "share": [1, 2]},
+        "two": {**common, "share": [2, 2]},
+    }
+    sites = read_local(write("partition: {by: iid}\n"), SITES).sites
+    assert sites["two"] == {"of": None, "by": {"iid": {}}, "seed": 0, "share": [2, 2]}
+
+
+def test_a_partition_deals_out_every_sample_once(write: Callable[[str], Path]) -> None:
+    labels = np.arange(60) % 3
+    sites = read_local(write("partition: {by: shards, seed: 3}\n"), SITES).sites
+    shares = [share(source, labels) for source in sites.values()]  # type: ignore[arg-type]
+    assert sorted(np.concatenate(shares)) == list(range(60))
+
+
+def test_a_partition_needs_names(write: Callable[[str], Path]) -> None:
+    with pytest.raises(PlanError, match=r"local.yaml:1:1  P21  partition  goes by the plan's"):
+        read_local(write("partition: {by: iid}\n"), Enrolled())
+
+
 @pytest.mark.parametrize(
     ("text", "code", "where", "remedy"),
     [
+        ("partition: {by: iid}\nsites: {one: a, two: b}", "P15", "local.yaml:1:1", "keep one"),
+        ("partition: {of: a}", "P06", "local.yaml:1:1", "add by: {dirichlet: {alpha: 0.3}}"),
+        ("partition: {by: dirichlt}", "P09", "local.yaml:1:17", "'dirichlet'"),
+        ("partition: {by: {dirichlet: {alpha: 0}}}", "P08", "local.yaml:1:37", ">= 0.0001"),
+        ("partition: {by: dirichlet}", "P06", "local.yaml:1:17", "alpha"),
         ("sites: {one: a, two: b, three: c}", "P21", "local.yaml:1:25", "the plan has: one, two"),
         ("sites: {one: a, tow: b}", "P21", "local.yaml:1:17", "did you mean 'two'"),
         ("sites: {one: a}", "P21", "local.yaml:1:1", "is missing: add two:"),

@@ -77,6 +77,7 @@ CHANGES = {
     "task_runner": "task_runner.epochs=4",
     "metrics": "metrics=[accuracy]",
     "data_loader": "data_loader.batch_size=33",
+    "data_contract": "data_contract={samples: 9}",
     "tasks": "tasks=[validate, train]",
     "strategy": "strategy=fedadam",
     "weights": "weights=uniform",

@@ -29,6 +29,12 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 
+CONTRACT = {
+    "columns": [{"name": "a", "kind": "number", "range": [0, None]}, {"name": "b", "kind": "text"}],
+    "target": "b",
+    "classes": ["x", "y"],
+}
+
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     if not isinstance(value, dict | list):
@@ -72,7 +78,7 @@ def quick(examples: int) -> settings:
 def test_a_plan_with_another_value_is_a_plan_or_refused(
     workspace: Path, plan_text: str, data: st.DataObject
 ) -> None:
-    plan = yaml.safe_load(plan_text)
+    plan = {**yaml.safe_load(plan_text), "data_contract": CONTRACT}
     for _ in range(data.draw(st.integers(1, 2))):
         place = data.draw(st.sampled_from(places(plan)))
         plan = put(plan, place, data.draw(VALUES))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from openfed.codec import chain
+from openfed.data import partition
 from openfed.plan import choices
 from openfed.plan.chains import pipeline_rules
 from openfed.plan.schema import Pipeline
@@ -72,6 +73,18 @@ def test_every_chain_that_the_plan_takes_can_be_made(first: str) -> None:
             taken += 1
     # rotate, topk and randomk may begin a chain of three
     assert (taken > 0) == (choices.STAGES[first].gives == "floats")
+
+
+def test_partitioners() -> None:
+    assert choices.PARTITIONERS.keys() == partition.PARTITIONERS.keys()
+    for name, model in choices.PARTITIONERS.items():
+        known = inspect.signature(getattr(partition, name)).parameters
+        settings = {key: p.default for key, p in known.items() if p.kind is p.KEYWORD_ONLY}
+        assert model.model_fields.keys() == settings.keys()
+        for key, field in model.model_fields.items():
+            assert settings[key] == (
+                inspect.Parameter.empty if field.is_required() else field.default
+            )
 
 
 def test_torch() -> None:

@@ -49,6 +49,7 @@ def runner(data: Any = 3.0, *, scope: Any = (), **more: Any) -> NumpyRunner:
         data_loader=Choice("unused", {}),
         strategy=Choice("fedavg", {}),
         source=None,
+        contract=None,
         seed=0,
         rounds=2,
         metrics=("rmse",),

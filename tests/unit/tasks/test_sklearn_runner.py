@@ -53,6 +53,7 @@ def runner(
         data_loader=Choice("unused", {}),
         strategy=Choice("fedavg", {}),
         source=None,
+        contract=None,
         seed=0,
         rounds=4,
         metrics=metrics,

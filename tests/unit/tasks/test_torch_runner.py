@@ -157,6 +157,7 @@ def runner(
         data_loader=Choice("unused", {}),
         strategy=Choice(**named(method)),
         source=None,
+        contract=None,
         seed=5,
         rounds=4,
         metrics=metrics,
