@@ -76,6 +76,7 @@ def known_signature(workspace: Workspace, plan: Plan) -> Signature | None:
     except OpenFedError:
         return None
     same = same and (lock.plan.task_runner, lock.plan.scope) == (plan.task_runner, plan.scope)
+    same = same and lock.plan.flow == plan.flow
     return lock.signature if same else None
 
 
@@ -89,12 +90,18 @@ def task_config(
         "workspace": str(root),
         "collaborator": collaborator,
         "source": source,
-        "runner": plan.task_runner.model_dump(mode="json"),
+        "runner": _runner(plan),
         "data_loader": plan.data_loader.model_dump(mode="json"),
         "device": device,
         "threads": threads,
         "output_limit": OUTPUT_LIMIT,
     }
+
+
+def _runner(plan: Plan) -> dict[str, Any]:
+    """The task runner; one on sums is told the flow that it computes for."""
+    told = plan.task_runner.model_dump(mode="json")
+    return {**told, "settings": {"flow": plan.flow.model_dump(mode="json")}} if plan.flow else told
 
 
 def current_lock(workspace: Workspace, plan: Plan) -> Lock | None:
