@@ -199,6 +199,7 @@ class Federation:
     ) -> Tensors:
         """Ask a cohort for sums at `model`, which each gets exactly, and add them in name order."""
         answers = self.ask(task, model, cohort=cohort, entries=entries, exact=True)
+        self.report(self._round - 1, model, answers)
         return self._reduced([(answer, 1.0) for answer in answers], entries, added)
 
     def _late(self) -> Iterator[Answer]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from openfed.errors import TaskError
 from openfed.exact.methods import make_method
-from openfed.tasks.base import Outcome, Task
+from openfed.tasks.base import LIFT, Outcome, Task
 from openfed.tasks.config import Config, choice
 from openfed.tasks.runners import called, kind_of
 from openfed.tensors.record import Signature, signature_of
@@ -30,7 +30,9 @@ class ExactRunner:
 
     def run(self, task: Task, model: Tensors, local: Tensors) -> Outcome:
         x, y = self._table()
-        return Outcome({"n": (float(len(x)),)}, self._method.lift(model, x, y))
+        sums, n = self._method.lift(model, x, y), float(len(x))
+        loss = {f"metrics/{LIFT}/loss": (float(sums["loss"]), n)} if "loss" in sums else {}
+        return Outcome({"n": (n,), **loss}, sums)
 
     def _table(self) -> tuple[Any, Any]:
         """Raises: TaskError: K02 it raised. K12: there is no such method, or it gives no pair."""

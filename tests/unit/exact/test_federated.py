@@ -3,6 +3,8 @@ the pooled answer."""
 
 import asyncio
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,20 +14,28 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.naive_bayes import GaussianNB
 
-from openfed.exact.base import solve
-from openfed.exact.methods import METHODS, make_method
+from openfed.errors import TaskError
+from openfed.exact import methods
+from openfed.exact.base import done, solve, total
+from openfed.exact.boosting import Boosted
+from openfed.exact.linear import Logistic, Ridge
+from openfed.exact.methods import METHODS, make_method, sums_signature
+from openfed.exact.pca import PCA
 from openfed.exact.scores import auc
 from openfed.exact.statistics import correlation
+from openfed.flow.exact import exact
 from openfed.launch.initial import task_config
+from openfed.node.agent import Agent, Form
 from openfed.node.trainer import DirectTrainer
 from openfed.plan.load import load_plan
 from openfed.plan.lock import make_lock
 from openfed.simulate.inprocess import run_inprocess
+from openfed.tasks.base import Outcome
 from openfed.tasks.config import read_config
 from openfed.tasks.runners import make_runner
 from openfed.tensors.frame import digest
 from openfed.tensors.model_file import read_model, write_model
-from openfed.tensors.record import Record
+from openfed.tensors.record import Record, Spec
 from tests.unit.exact.test_curves import kaplan_meier
 from tests.unit.exact.test_linear import EPS, by_least_squares
 from tests.unit.exact.test_trees import cut, nested, recursive
@@ -236,3 +246,156 @@ def test_federated_is_pooled(federated, real, standard, uneven, name):
         groups = {site: (rows, None) for site, (rows, _) in groups.items()}
     method, state = federated({name: settings}, groups)
     check(method, state, x, y)
+
+
+# -- what is not taken, and what is not told -------------------------------------------------------
+
+
+def small(real, uneven):
+    x, y = real("diabetes")
+    return uneven(x[:, :2], y, 3)
+
+
+RIDGE = {"ridge": {"features": 2}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda sums: {**sums, "records": np.ones(3)}, "K21"),
+        (lambda sums: {key: x for key, x in sums.items() if key != "xx"}, "K21"),
+        (lambda sums: {**sums, "xy": np.ones(3)}, "K22"),
+        (lambda sums: {**sums, "xy": np.ones(2, np.float32)}, "K22"),
+        (lambda sums: {**sums, "xy": np.array([1.0, np.nan])}, "K23"),
+    ],
+    ids=["another entry", "one less", "another shape", "another dtype", "not finite"],
+)
+def test_an_agent_sends_only_the_sums_of_this_round(tmp_path, real, uneven, spoil, code):
+    lab = Lab(tmp_path, RIDGE, small(real, uneven))
+    honest = lab.runner
+
+    def runner(name, rows):
+        made = honest(name, rows)
+        if name != "site1":
+            return made
+        outcome = made.run
+        made.run = lambda *asked: replace(given := outcome(*asked), tensors=spoil(given.tensors))
+        return made
+
+    lab.runner = runner
+    ended = lab.run()
+    assert ended.state == "failed" and f"site1: {code}" in ended.reason
+
+
+def test_an_aggregator_refuses_what_an_agent_lets_through(tmp_path, real, uneven, monkeypatch):
+    """An agent that takes any entries: the aggregator knows better."""
+    other = (Spec("xx", "float64", (2, 2)),)
+    monkeypatch.setattr(Agent, "_form", lambda self, task, model: Form(other, other))
+    lab = Lab(tmp_path, RIDGE, small(real, uneven))
+    honest = lab.runner
+
+    def runner(name, rows):
+        made = honest(name, rows)
+        if rows:
+            made.run = lambda *_: Outcome({"n": (1.0,)}, {"xx": np.ones((2, 2))})
+        return made
+
+    lab.runner = runner
+    ended = lab.run()
+    assert ended.state == "failed" and "K21 the reply lacks" in ended.reason
+
+
+def test_a_state_that_is_none_is_not_lifted(real, monkeypatch):
+    x, y = real("wine")
+    for method in (Boosted(13), Ridge(13)):
+        state = method.start()
+        wrong = [
+            {**state, "more": np.ones(1)},
+            {**state, "done": np.zeros(())},
+            {key: value for key, value in state.items() if key != "done"},
+        ]
+        for each in wrong:
+            with pytest.raises(TaskError, match="K55"):
+                sums_signature(method, each)
+    state = {**solve(Boosted(13), {"a": (x, y == 1)}, 4)[0], "level": np.asarray(62)}
+    with pytest.raises(TaskError, match="K55"):
+        sums_signature(Boosted(13), state)
+    monkeypatch.setattr(methods, "MOST", 903)
+    with pytest.raises(TaskError, match="K55.*sums of 904 bytes"):
+        sums_signature(Logistic(9), Logistic(9).start())
+
+
+def test_who_hides_small_groups_does_not_tell_how_many_rows_it_has(tmp_path, real, uneven):
+    x, y = real("wine")
+    groups = uneven(x[:, :2], y, 4)
+    told = {}
+    for least in (0, 30):
+        flow = {"moments": {"features": 2, "groups": 3, "least": least}}
+        lab = Lab(tmp_path / str(least), flow, groups)
+        assert lab.run().state == "completed"
+        told[least] = {e["collaborator"]: e["n"] for e in lab.events if e["event"] == "reply"}
+    assert told[0] == {site: len(rows) for site, (rows, _) in groups.items()}
+    assert set(told[30].values()) == {0}
+
+
+def test_the_loss_of_every_state_on_the_way_is_told(tmp_path, real, standard, uneven):
+    x, y = real("breast_cancer")
+    lab = Lab(tmp_path, {"logistic": {"features": 30}}, uneven(standard(x), y, 3))
+    lab.run()
+    rows = [e for e in lab.events if e["event"] == "metric" and e["collaborator"] == "aggregate"]
+    assert {(each["task"], each["metric"]) for each in rows} == {("lift", "loss")}
+    assert [each["model"] for each in rows] == list(range(len(rows)))
+    assert rows[0]["value"] == pytest.approx(np.log(2))  # nothing is known at the start
+    p = lab.method.probabilities(lab.last, standard(x))[np.arange(len(x)), y.astype(int)]
+    assert rows[-1]["value"] == pytest.approx(-np.log(p).mean(), rel=1e-6)
+
+
+def test_rounds_that_are_too_few_fail_and_keep_the_state(tmp_path, real, uneven):
+    x, y = real("wine")
+    lab = Lab(tmp_path, {"pca": {"features": 13, "components": 2}}, uneven(x, y, 3), rounds=1)
+    ended = lab.run()
+    assert ended.state == "failed" and ended.reason.startswith("F06")
+    assert lab.last["n"] == len(x) and not done(lab.last)
+
+
+def test_what_the_rows_cannot_answer_fails_with_the_reason(tmp_path, real):
+    x, y = real("wine")
+    lab = Lab(tmp_path, {"logistic": {"features": 13}}, {"a": (x, np.zeros(len(x)))})
+    assert lab.run().reason.startswith("K52  logistic regression: no site has a row of class 1")
+
+
+class Growing:
+    """A federation in which one more site is there every round; all have the same rows."""
+
+    plan = SimpleNamespace(rounds=9)
+
+    def __init__(self, method, rows):
+        self.method, self.rows, self.asked, self.round = method, rows, [], 0
+
+    @property
+    def roster(self):
+        return tuple(f"site{i}" for i in range(self.round + 1))
+
+    def begin(self):
+        return self.method.start()
+
+    def rounds(self, state):
+        while self.round < self.plan.rounds:
+            self.round += 1
+            yield self.round
+
+    def added(self, task, model, entries, cohort):
+        self.asked.append((task, tuple(cohort)))
+        return total({name: self.method.lift(model, *self.rows) for name in cohort})
+
+    def whole(self, model):
+        return model
+
+
+def test_sites_that_come_later_are_not_asked(real):
+    """Sums of one round are over the same rows as those of the next."""
+    x, y = real("wine")
+    fed = Growing(PCA(13, 2), (x, y))
+    state = exact(fed, fed.method)
+    assert fed.asked == [("lift", ("site0", "site1"))] * 2
+    assert state["n"] == 2 * len(x)
