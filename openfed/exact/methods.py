@@ -52,14 +52,20 @@ def hides(method: Method) -> bool:
     return isinstance(method, SUPPRESSES) and method.least > 0
 
 
+def _layout(method: Method, state: Tensors) -> dict[str, tuple[Any, ...]]:
+    """Dtypes, and shapes where they don't change: a state comes from elsewhere."""
+    grows = isinstance(method, ID3)
+    return {name: (x.dtype, () if grows else x.shape) for name, x in state.items()}
+
+
 def sums_signature(method: Method, state: Tensors) -> Signature:
     """What every site's sums at this state look like: float64 entries, sorted by name.
 
     Raises: TaskError K55: no state of this method; its sums would have more than `MOST` bytes.
     """
-    first = {name: x.dtype for name, x in method.start().items()}
-    if {name: x.dtype for name, x in state.items()} != first:
-        raise TaskError("K55", f"expected the entries {', '.join(sorted(first))}")
+    first = method.start()
+    if _layout(method, state) != _layout(method, first):
+        raise TaskError("K55", f"expected its entries: {', '.join(sorted(first))}")
     try:
         found = shapes(method, state)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:

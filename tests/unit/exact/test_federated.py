@@ -312,14 +312,18 @@ def test_a_state_that_is_none_is_not_lifted(real, monkeypatch):
         wrong = [
             {**state, "more": np.ones(1)},
             {**state, "done": np.zeros(())},
+            {**state, "done": np.zeros(1, np.int64)},
             {key: value for key, value in state.items() if key != "done"},
         ]
         for each in wrong:
             with pytest.raises(TaskError, match="K55"):
                 sums_signature(method, each)
-    state = {**solve(Boosted(13), {"a": (x, y == 1)}, 4)[0], "level": np.asarray(62)}
-    with pytest.raises(TaskError, match="K55"):
-        sums_signature(Boosted(13), state)
+    state = solve(Boosted(13), {"a": (x, y == 1)}, 4)[0]
+    assert sums_signature(Boosted(13), state)[0].shape == (1, 13, 32)
+    with pytest.raises(TaskError, match="K55.*level below 4, got 4"):
+        sums_signature(Boosted(13), {**state, "level": np.asarray(4)})
+    with pytest.raises(TaskError, match="K55.*index"):
+        sums_signature(Boosted(13), {**state, "tree": np.asarray(1000)})
     monkeypatch.setattr(methods, "MOST", 903)
     with pytest.raises(TaskError, match="K55.*sums of 904 bytes"):
         sums_signature(Logistic(9), Logistic(9).start())
