@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from openfed.errors import OpenFedError
+from openfed.exact.methods import make_method
+from openfed.flow.exact import exact
 from openfed.flow.fedavg import fedavg
 from openfed.flow.federation import Federation
 from openfed.node.accounts import Accounts
@@ -39,6 +41,9 @@ from openfed.typing import Emit, Tensors
 
 def make_flow(lock: Lock) -> Flow:
     """The flow and the strategy that the plan names."""
+    if lock.plan.flow is not None:
+        method = make_method(lock.plan.flow.name, lock.plan.flow.settings)
+        return partial(exact, method=method)
     choice = lock.plan.strategy
     strategy = STRATEGIES[choice.name](**choice.settings)
 

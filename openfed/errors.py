@@ -1331,6 +1331,13 @@ CODES: dict[str, Explanation] = {
         "it cannot be added.",
         "Use the same release of openfed at all sites; if they do, please report it.",
     ),
+    "K55": Explanation(
+        "sums at a state that is none",
+        "A site was asked for its sums at a state that the plan's method cannot have, or whose "
+        "sums would be larger than either end takes.",
+        "Lower what the flow counts (features, classes, bins, depth); if it is none of these, "
+        "please report it.",
+    ),
     # -- R: refused by policy ------------------------------------------------------------------
     "R01": Explanation(
         "another plan",
@@ -1645,6 +1652,13 @@ CODES: dict[str, Explanation] = {
         "the run's time is over",
         "The plan's stop.after passed before the first round was finished.",
         "Raise stop.after, or cohort.deadline if sites were still at work.",
+    ),
+    "F06": Explanation(
+        "the method is not done",
+        "The plan's rounds are over, and its flow needs more of them: what is saved is a state on "
+        "the way, not the answer.",
+        "Raise rounds: a method that is done ends the run by itself. `docs/methods.md` says how "
+        "many each method takes.",
     ),
     "F10": Explanation(
         "too few updates for this rule",

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from openfed.errors import OpenFedError
+from openfed.errors import OpenFedError, TaskError
 from openfed.exact.base import Floats, Ints, State, Sums, done, flag, labels, table, values
 from openfed.exact.statistics import Quantiles
 from openfed.typing import Array, Tensors
@@ -76,6 +76,8 @@ class Boosted:
             return self._quantiles.lift(found, np.hstack([rows, wanted[:, None]]))
         g, h = self._derivatives(state, self.margins(state, rows), wanted)
         level = int(state["level"])
+        if not 0 <= level < self.depth:
+            raise TaskError("K55", f"expected a level below {self.depth}, got {level}")
         node = self._node(state, int(state["tree"]), rows) - (2**level - 1)
         here = (node >= 0) & (node < 2**level)
         shape = (2**level, self.features, self.bins)

@@ -117,7 +117,7 @@ class KMeans:
             "all": state["all"] if still else state["all"] + shift,
             "centres": np.array(state["all"][best]),
             "n": sums["n"][best],
-            "inertia": sums["inertia"][best],
+            "inertia": np.asarray(sums["inertia"][best]),
             "done": flag(still),
         }
 

@@ -26,14 +26,14 @@ from openfed.store.journal import AskRow, Journal, Turn
 from openfed.store.ledger import DECODED
 from openfed.store.packets import PacketFile
 from openfed.store.scratch import scratch
-from openfed.store.spool import Spool, blob_name
+from openfed.store.spool import WHOLE, Spool, blob_name
 from openfed.strategy.base import weight_of
-from openfed.strategy.reduce import Rule, Weighted, reduce_updates, weighted_mean
+from openfed.strategy.reduce import Rule, Weighted, added, reduce_updates, weighted_mean
 from openfed.strategy.screens import Screening
 from openfed.tasks.seeds import derive
 from openfed.tensors.check import is_finite
 from openfed.tensors.frame import digest
-from openfed.tensors.record import Kind, Record
+from openfed.tensors.record import Kind, Record, Signature
 from openfed.tensors.update import travelling, update_signature
 from openfed.typing import Emit, Json, Numbers, Tensors
 from openfed.wire.messages import Assignment, Payload
@@ -45,8 +45,9 @@ State = dict[str, Any]
 class Port(Protocol):
     """How the handle reaches collaborators. Its methods are called from the flow's thread."""
 
-    def open(self, ask: Ask, assignment: Assignment) -> None:
-        """Offer the assignment to the cohort until the ask is closed."""
+    def open(self, ask: Ask, assignment: Assignment, entries: Signature) -> None:
+        """Offer the assignment to the cohort until the ask is closed. A reply has to have just
+        these entries."""
         ...
 
     def wait(self, ask: str, seen: int, within_s: float | None) -> AskRow | None:
@@ -116,8 +117,8 @@ class Federation:
         self._initial, self._aggregate, self._screen = initial, aggregate, screen
         pipeline = lock.plan.compression_pipeline
         self._updates = update_signature(self.signature)
-        self._chains = Pipeline(pipeline.uplink).chains(self._updates)
-        self._limit = packet_limit(self._updates, self._chains)
+        self._uplink = Pipeline(pipeline.uplink)
+        self._chains = self._uplink.chains(self._updates)
         self.run = journal.fact("run") or ""
         self._round, self._ordinal = 1, 0
         downlink = Pipeline(pipeline.downlink, down=True)
@@ -136,21 +137,22 @@ class Federation:
         *,
         cohort: Sequence[str] | None = None,
         settings: Mapping[str, Json] | None = None,
-        updates: bool = False,
+        entries: Signature = (),
         exact: bool = False,
         wanted: int = 0,
     ) -> tuple[Answer, ...]:
         """Give a task on `model` to a cohort (default: all) and wait until the ask is closed.
 
-        `exact`: the sites get the model as it is, whatever the plan's downlink loses. `wanted`: the
-        first so many replies are enough; 0: everybody's are wanted.
+        `entries`: the tensors that a reply has; none: numbers only. `exact`: the sites get the
+        model as it is, whatever the plan's downlink loses. `wanted`: the first so many replies are
+        enough; 0: everybody's are wanted.
         Returns: the accepted replies, sorted by collaborator.
         Raises: OpenFedError F01: fewer replies than the plan's quorum. F02: the journal holds
         another ask at this place, so this flow is not the one that the run began with. TimeOver:
         the plan's `stop.after` has passed.
         """
         stream = self.stream(
-            task, model, cohort=cohort, settings=settings, updates=updates, exact=exact,
+            task, model, cohort=cohort, settings=settings, entries=entries, exact=exact,
             wanted=wanted,
         )  # fmt: skip
         return tuple(sorted(stream, key=lambda answer: answer.collaborator))
@@ -162,14 +164,14 @@ class Federation:
         *,
         cohort: Sequence[str] | None = None,
         settings: Mapping[str, Json] | None = None,
-        updates: bool = False,
+        entries: Signature = (),
         exact: bool = False,
         wanted: int = 0,
     ) -> Iterator[Answer]:
         """Like `ask`, but gives each reply as soon as it is accepted; the order is journaled."""
         names = tuple(sorted(self.roster if cohort is None else cohort))
         payload = self._payload(model, exact)
-        row, ask = self._open(task, payload, names, dict(settings or {}), updates, wanted)
+        row, ask = self._open(task, payload, names, dict(settings or {}), entries, wanted)
         seen = 0
         while True:
             for reply in row.replies:
@@ -200,10 +202,18 @@ class Federation:
         cohort = self.cohort()
         wanted = self.plan.cohort.size(len(self.roster))
         answers = self.ask(
-            task, model, cohort=cohort, settings=settings, updates=True, wanted=wanted
+            task, model, cohort=cohort, settings=settings, entries=self._updates, wanted=wanted
         )
         self.report(self._round - 1, model, answers)
         return self.merge((*answers, *self._late()), state)
+
+    def added(
+        self, task: str, model: Tensors, entries: Signature, cohort: Sequence[str]
+    ) -> Tensors:
+        """Ask a cohort for sums at `model`, which each gets exactly, and add them in name order."""
+        answers = self.ask(task, model, cohort=cohort, entries=entries, exact=True)
+        self.report(self._round - 1, model, answers)
+        return self._reduced([(answer, 1.0) for answer in answers], entries, added)
 
     def _late(self) -> Iterator[Answer]:
         """The updates of the round before that came after it, in name order."""
@@ -219,24 +229,39 @@ class Federation:
     def merge(self, answers: Sequence[Answer], state: State | None = None) -> Tensors:
         """The plan's aggregate of the answers' updates (see `openfed.strategy.reduce`). What a
         screen remembers of earlier rounds is in the flow's `state`, and is changed there."""
-        rule, state = self.plan.weights, {} if state is None else state
+        rule = self.plan.weights
         self.share = min(1.0, len(answers) / len(self.roster))  # late ones are of others' rounds
+        weighted = [
+            (each, weight_of(each.numbers["n"][0], rule.name, rule.settings)) for each in answers
+        ]
+        screened = partial(self._screened, {} if state is None else state)
+        return self._reduced(weighted, self._updates, self._aggregate, screened)
+
+    def _screened(self, state: State, updates: Sequence[Weighted]) -> Sequence[Weighted]:
+        if self._screen is None:
+            return updates
+        memory = state.get(_MEMORY, {})
+        state[_MEMORY], kept = self._screen(memory, updates, self._updates)
+        return kept
+
+    def _reduced(
+        self,
+        weighted: Sequence[tuple[Answer, float]],
+        entries: Signature,
+        rule: Rule,
+        screened: Callable[[Sequence[Weighted]], Sequence[Weighted]] = list,
+    ) -> Tensors:
         with ExitStack() as stack:
-            updates: Sequence[Weighted] = [
-                Weighted(
-                    stack.enter_context(self._packet(a.digest, a.collaborator)),
-                    weight_of(a.numbers["n"][0], rule.name, rule.settings),
-                )
-                for a in answers
+            updates = [
+                Weighted(stack.enter_context(self._packet(each.digest, each.collaborator)), weight)
+                for each, weight in weighted
             ]
-            if self._screen:
-                memory = state.get(_MEMORY, {})
-                state[_MEMORY], updates = self._screen(memory, updates, self._updates)
             allocate = partial(scratch, self._spool.growing)
-            return reduce_updates(updates, self._updates, self._aggregate, allocate)
+            return reduce_updates(screened(updates), entries, rule, allocate)
 
     def _packet(self, digest: str, collaborator: str) -> PacketFile:
-        return self._spool.packet(digest, collaborator, limit=self._limit, allowed=self._chains)
+        """One that has been accepted, and was bounded then."""
+        return self._spool.packet(digest, collaborator, limit=WHOLE, allowed=self._chains)
 
     @property
     def roster(self) -> tuple[str, ...]:
@@ -263,14 +288,14 @@ class Federation:
 
     def _open(
         self, task: str, model: Payload, cohort: tuple[str, ...], settings: dict[str, Json],
-        updates: bool, wanted: int,
+        entries: Signature, wanted: int,
     ) -> tuple[AskRow, Ask]:  # fmt: skip
         payloads = [model]
         if self._frozen:
             payloads.append(self._offers.exact("frozen", self._frozen))
         id = _ask_id(self.run, self._round, self._ordinal, task, settings, cohort, payloads)
         row = self._journal.ask_at(self._round, self._ordinal)
-        asking = self._asking(id, cohort, wanted, keeps_late=updates)
+        asking = self._asking(id, cohort, wanted, keeps_late=bool(entries))
         if row is None:
             told: dict[str, Json] = {"cohort": cohort, "quorum": asking.quorum}
             told["payloads"] = {each.name: each.digest for each in payloads}
@@ -285,10 +310,11 @@ class Federation:
         if row.met is None:
             fields = {"round": self._round_shown(), "task": task, "cohort": list(cohort)}
             self._emit("ask.opened", fields)
+            limit = packet_limit(entries, self._uplink.chains(entries))
             assignment = Assignment(
-                id, task, self._round, settings, tuple(payloads), updates, self._limit
+                id, task, self._round, settings, tuple(payloads), bool(entries), limit
             )
-            self._port.open(ask, assignment)
+            self._port.open(ask, assignment, entries)
         return row, ask
 
     def _asking(self, id: str, cohort: tuple[str, ...], wanted: int, *, keeps_late: bool) -> Ask:

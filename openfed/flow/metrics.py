@@ -12,7 +12,11 @@ from openfed.typing import Numbers
 
 PREFIX = "metrics/"
 
-MAY_REPORT = {"train": ("train", "validate_tuned"), "validate": ("validate",)}
+MAY_REPORT = {
+    "train": ("train", "validate_tuned"),
+    "validate": ("validate",),
+    "lift": ("lift",),
+}
 """Whose metrics the reply to a task may hold."""
 
 

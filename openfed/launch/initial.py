@@ -75,7 +75,7 @@ def known_signature(workspace: Workspace, plan: Plan) -> Signature | None:
         same = dict(lock.files) == code_files(workspace.root)
     except OpenFedError:
         return None
-    makers = ("task_runner", "scope", "strategy")
+    makers = ("task_runner", "scope", "strategy", "flow")
     same = same and all(getattr(lock.plan, key) == getattr(plan, key) for key in makers)
     return lock.signature if same else None
 
@@ -91,13 +91,19 @@ def task_config(
         "workspace": str(root),
         "collaborator": collaborator,
         "source": source,
-        "runner": plan.task_runner.model_dump(mode="json"),
+        "runner": _runner(plan),
         "data_loader": plan.data_loader.model_dump(mode="json"),
         "strategy": plan.strategy.model_dump(mode="json"),
         "device": device,
         "threads": threads,
         "output_limit": OUTPUT_LIMIT,
     }
+
+
+def _runner(plan: Plan) -> dict[str, Any]:
+    """The task runner; one on sums is told the flow that it computes for."""
+    told = plan.task_runner.model_dump(mode="json")
+    return {**told, "settings": {"flow": plan.flow.model_dump(mode="json")}} if plan.flow else told
 
 
 def current_lock(workspace: Workspace, plan: Plan) -> Lock | None:

@@ -25,6 +25,7 @@ from openfed.store.audit import (
 from openfed.store.ledger import Entry, Fault, Story, read_chain, story_of, wrong_signatures
 from openfed.store.runs import JOURNAL, run_folder, runs
 from openfed.store.witness import FILE
+from openfed.tasks.base import SENDS
 from openfed.wire.messages import Head
 from openfed.workspace import Workspace
 
@@ -216,7 +217,7 @@ def _site(kept: Kept) -> str:
 
 
 def _trains(each: Inclusion) -> bool:
-    return each.task == "train"
+    return each.task in SENDS
 
 
 def _ranges(numbers: Sequence[int]) -> str:

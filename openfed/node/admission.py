@@ -8,10 +8,10 @@ from openfed.errors import PolicyError, WireError
 from openfed.flow.metrics import check_sums, declared
 from openfed.plan.lock import Lock
 from openfed.store.packets import PacketFile
+from openfed.tasks.base import TRAIN
 from openfed.tensors.check import check_entries, check_finite, check_numbers, check_reports
 from openfed.tensors.frame import CHUNK, chunks
-from openfed.tensors.record import DTYPES
-from openfed.tensors.update import update_signature
+from openfed.tensors.record import DTYPES, Signature
 from openfed.wire.messages import PROTOCOL, Assignment, Peer, Stamp
 
 
@@ -36,20 +36,20 @@ def admit(lock: Lock, run: str, peer: Peer, stamp: Stamp) -> None:
         raise PolicyError("R04", f"expected run {run}, got {stamp.run or 'none'}")
 
 
-def check_reply(lock: Lock, packet: PacketFile, assignment: Assignment) -> None:
-    """Everything the agent has checked already: the aggregator trusts no one.
+def check_reply(lock: Lock, packet: PacketFile, assignment: Assignment, entries: Signature) -> None:
+    """Everything the agent has checked already: the aggregator trusts no one. `entries`: those that
+    the reply has to have.
 
     Raises: TaskError: K21 to K25. WireError: W14 differences from another model, W2x codes that
     are not the plan's, or damaged.
     """
-    expected = update_signature(lock.signature) if assignment.updates else ()
-    check_entries(packet.specs, expected)
-    kinds = {spec.name: spec for spec in expected}
+    check_entries(packet.specs, entries)
+    kinds = {spec.name: spec for spec in entries}
     uplink = Pipeline(lock.plan.compression_pipeline.uplink)
     check_chains(packet.head, lambda spec: uplink.chain(kinds[spec.name]))
     reports = lock.plan.reports
     allowed = declared(lock.plan.metrics, assignment.task, reports)
-    check_numbers(packet.numbers, allowed, trained=assignment.updates)
+    check_numbers(packet.numbers, allowed, trained=assignment.task == TRAIN)
     check_reports(packet.numbers, reports if assignment.updates else ())
     check_sums(packet.numbers)
     model = next(p.digest for p in assignment.payloads if p.name == "model")

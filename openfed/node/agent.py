@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from openfed.codec.downlink import Decoded, lossy_entries, packet_specs
 from openfed.codec.packet import Head, packet_limit
 from openfed.codec.pipeline import Pipeline
 from openfed.errors import PolicyError, TaskError, WireError
+from openfed.exact.methods import MOST, hides, make_method, sums_signature
 from openfed.flow.fedavg import task_settings
 from openfed.flow.metrics import check_sums, declared
 from openfed.node.encoding import Update, encode_reply, lossy_specs
@@ -38,11 +40,11 @@ from openfed.plan.site import Limits, Site
 from openfed.store.local import RESIDUAL, TASK, LocalStore, Owed
 from openfed.store.spool import WHOLE
 from openfed.store.witness import FILE, Witness
-from openfed.tasks.base import Task
+from openfed.tasks.base import LIFT, SENDS, TRAIN, VALIDATE, Task
 from openfed.tasks.seeds import derive
 from openfed.tensors.check import check_entries, check_numbers, check_reports, frame_limit
 from openfed.tensors.frame import Held, Source, source_blocks
-from openfed.tensors.record import Record, is_local, layout_of
+from openfed.tensors.record import Record, Signature, is_local, layout_of
 from openfed.tensors.update import travelling, update_signature
 from openfed.transport.base import Blocks, Link
 from openfed.transport.heard import hearing
@@ -76,7 +78,18 @@ OVER = frozenset({"R05", "R06"})
 
 Said = Callable[[str], None]
 
+Encode = Callable[[Tail], tuple[str, int, dict[str, str]]]
+"""Encodes a reply; what `Agent._encode` returns."""
+
 _RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Form:
+    """The tensors of an answer: `entries` as the task gives them, `sent` as they leave."""
+
+    entries: Signature = ()
+    sent: Signature = ()
 
 
 class Agent:
@@ -113,6 +126,8 @@ class Agent:
         self._turn = asyncio.Lock()  # one task at a time, in the order of the asks
         self._updates = update_signature(lock.signature)
         self._moving = travelling(lock.signature)
+        flow = lock.plan.flow
+        self._method = make_method(flow.name, flow.settings) if flow else None
         self._uplink = Pipeline(lock.plan.compression_pipeline.uplink)
         self._downlink = Pipeline(lock.plan.compression_pipeline.downlink, down=True)
 
@@ -289,6 +304,7 @@ class Agent:
         """Fetch, run, check; then encode and send at the same time, commit, and report."""
         self._allow(assignment)
         paths = {p.name: await self._fetch(p) for p in assignment.payloads}
+        form = await asyncio.to_thread(self._form, assignment.task, paths["model"])
         state = self._store.state(TASK)
         local = self._store.spool.path(state) if state else None
         inputs = Inputs(paths["model"], paths.get("frozen"), local)
@@ -301,20 +317,32 @@ class Agent:
             seed,
             assignment.settings,
         )
-        result = await self._run(task, inputs)
+        result = await self._run(task, inputs, form)
         try:
-            self._check(assignment, result)
+            self._check(assignment, result, form)
             send = self._encode_then_send if self._once else self._encode_and_send
-            return await send(assignment, paths["model"], result)
+            encode = partial(self._encode, assignment, paths["model"], result, form)
+            return await send(assignment, encode)
         finally:
             result.close()
 
-    async def _run(self, task: Task, inputs: Inputs) -> Result:
+    def _form(self, task: str, model: Path) -> Form:
+        """What the answer to a task on the model in this file has to look like.
+
+        Raises: TaskError K55: sums were asked for, and it is no state of the plan's method.
+        """
+        if task == LIFT and self._method is not None:
+            with self._store.spool.open(model.name, limit=WHOLE) as frame:
+                entries = sums_signature(self._method, frame.record().tensors)
+            return Form(entries, entries)
+        return Form(self._moving, self._updates) if task == TRAIN else Form()
+
+    async def _run(self, task: Task, inputs: Inputs, form: Form) -> Result:
         """Raises: TaskError K30, K33: it took longer than site or plan allow, and was stopped."""
         seconds, code, whose = self._longest()
         try:
             async with asyncio.timeout(seconds):
-                return await self._trainer.run(task, inputs, frame_limit(self.lock.signature))
+                return await self._trainer.run(task, inputs, frame_limit(form.entries))
         except TimeoutError:
             message = f"{task.name}: stopped after {seconds:g} s, {whose}"
             raise TaskError(code, message) from None
@@ -327,13 +355,13 @@ class Agent:
         return plan, "K33", "the plan's timeouts.task"
 
     async def _encode_then_send(
-        self, assignment: Assignment, base: Path, result: Result
+        self, assignment: Assignment, encode: Encode
     ) -> tuple[Owed, Verdict]:
         """The whole is durable before its first byte leaves: it is never encoded twice."""
         self._training.discard(assignment.ask)
         tail, upload = Tail(self._block), secrets.token_hex(8)
         try:
-            encoding = asyncio.to_thread(self._encode, assignment, base, result, tail)
+            encoding = asyncio.to_thread(encode, tail)
             digest, size, states = await to_the_end(encoding)
         finally:
             tail.close()
@@ -343,7 +371,7 @@ class Agent:
         return owed, await self._deliver(owed)
 
     async def _encode_and_send(
-        self, assignment: Assignment, base: Path, result: Result
+        self, assignment: Assignment, encode: Encode
     ) -> tuple[Owed, Verdict]:
         self._training.discard(assignment.ask)  # from here on it is reported, be it late
         tail, upload = Tail(self._block), secrets.token_hex(8)
@@ -355,7 +383,7 @@ class Agent:
         push = Push(self._stamp(), assignment.ask, upload)
         sending = asyncio.create_task(self._link.push(push, tail.blocks, report))
         try:
-            encoding = asyncio.to_thread(self._encode, assignment, base, result, tail)
+            encoding = asyncio.to_thread(encode, tail)
             digest, size, states = await to_the_end(encoding)
             owed = Owed(assignment.ask, upload, digest, size, states)
             await to_the_end(asyncio.to_thread(self._store.owe, owed))  # before it may be closed
@@ -369,22 +397,22 @@ class Agent:
     def _allow(self, assignment: Assignment) -> None:
         """The gate: only what the approved plan says, as the approved plan says it."""
         plan, task = self.lock.plan, assignment.task
-        named = task in {each.name for each in plan.tasks} and task in ("train", "validate")
-        if not named or assignment.updates != (task == "train"):
+        named = task in {each.name for each in plan.tasks} and task in (*SENDS, VALIDATE)
+        if not named or assignment.updates != (task in SENDS):
             raise PolicyError("R12", f"{task} is not a task of the approved plan")
         if dict(assignment.settings) != task_settings(plan, task):
             raise PolicyError("R12", f"{task}: other settings than those of the approved plan")
         check_round(self._limits, assignment.round, trains=assignment.updates)
-        most = frame_limit(self.lock.signature)
+        most = MOST if self._method else frame_limit(self.lock.signature)
         for payload in assignment.payloads:
             if (size := max(payload.size, *(blob.size for blob in payload.blobs), 0)) > most:
                 raise PolicyError("R12", f"{payload.name}: {size} bytes, at most {most}")
 
-    def _check(self, assignment: Assignment, result: Result) -> None:
+    def _check(self, assignment: Assignment, result: Result, form: Form) -> None:
         """Everything but the values: raises TaskError K09, K21, K22, K24, K25, K31."""
         reports = self.lock.plan.reports
         allowed = declared(self.lock.plan.metrics, assignment.task, reports)
-        check_numbers(result.numbers, allowed, trained=assignment.updates)
+        check_numbers(result.numbers, allowed, trained=assignment.task == TRAIN)
         check_reports(result.numbers, reports if assignment.updates else ())
         check_sums(result.numbers)
         trained = result.trained.specs if assignment.updates and result.trained else ()
@@ -392,16 +420,18 @@ class Agent:
             if is_local(spec.name, self.lock.plan.scope):
                 raise TaskError("K09", f"{spec.name}: the plan keeps this entry at its site")
         if assignment.updates:
-            check_entries(trained, self._moving)
+            check_entries(trained, form.entries)
             check_samples(self._limits, result.numbers)
 
     def _encode(
-        self, assignment: Assignment, base: Path, result: Result, tail: Tail
+        self, assignment: Assignment, base: Path, result: Result, form: Form, tail: Tail
     ) -> tuple[str, int, dict[str, str]]:
         """Digest and size of the reply's packet, and the local states that it proposes."""
-        spool, specs = self._store.spool, self._updates if assignment.updates else ()
+        spool, specs = self._store.spool, form.sent
         seed = derive(self.lock.plan.seed, assignment.round, self.name, assignment.task, "codec")
         numbers = allowed_numbers(self._limits, result.numbers)
+        if self._method and hides(self._method):
+            numbers = {**numbers, "n": (0.0,)}
         sent = Head(specs, self._uplink.chains(specs), numbers, base.name, seed)
         feedback = self._uplink.feedback and bool(lossy_specs(sent))
         before = self._store.state(RESIDUAL) if feedback else None
@@ -409,10 +439,12 @@ class Agent:
         with ExitStack() as stack:
             update: Source = Held(Record())
             if result.trained is not None and assignment.updates:
-                opened = stack.enter_context(spool.open(base.name, limit=WHOLE))
+                opened = None
+                if assignment.task == TRAIN:  # sums are no differences
+                    opened = stack.enter_context(spool.open(base.name, limit=WHOLE))
                 rest = before and stack.enter_context(spool.open(before, limit=WHOLE))
                 left = frozenset(spec.name for spec in lossy_specs(sent)) if rest else frozenset()
-                model = {spec.name: spec for spec in self._moving}
+                model = {spec.name: spec for spec in form.entries}
                 whole = Update(specs, model, result.trained, opened, rest or None, left)
                 update = filtered(whole, self._filters)
             digest, size, residual = encode_reply(spool, sent, update, tail, feedback=feedback)

@@ -47,6 +47,7 @@ from openfed.store.journal import LATE, AskRow, Journal, Reply
 from openfed.store.ledger import APPROVED
 from openfed.store.spool import Spool
 from openfed.tensors.check import ABOUT
+from openfed.tensors.record import Signature
 from openfed.tensors.update import update_signature
 from openfed.transport.base import Blocks
 from openfed.typing import Emit, Numbers
@@ -122,6 +123,7 @@ class Open:
 
     ask: Ask
     assignment: Assignment
+    entries: Signature  # that a reply has to have
     opened: float  # monotonic
     since: float | None = None  # monotonic, less its age by then; None: its clock stands
     began: float = 0.0  # monotonic: when its clock was set going
@@ -153,10 +155,9 @@ class Aggregator:
         self._emit, self._monotonic = emit, monotonic
         self._consent, self._renewing, self._roster = consent, renewing, roster
         self._began, self._lease_s = monotonic(), lock.plan.timeouts.idle
-        self._updates = update_signature(lock.signature)
-        self._chains = Pipeline(lock.plan.compression_pipeline.uplink).chains(self._updates)
+        uplink = Pipeline(lock.plan.compression_pipeline.uplink)
+        self._chains = uplink.chains(update_signature(lock.signature))
         self._outgoing = Outgoing(spool, len(lock.plan.named))
-        self._raw = sum(spec.size for spec in self._updates)
         self._asks: dict[str, Open] = {}
         self._here: dict[str, bool] = {}  # who was seen -> whether it has heard the end
         self._heard: dict[str, float] = {}  # who has not left -> when it was heard last
@@ -171,8 +172,9 @@ class Aggregator:
 
     # -- Port: called from the flow's thread -----------------------------------------------------
 
-    def open(self, ask: Ask, assignment: Assignment) -> None:
-        asyncio.run_coroutine_threadsafe(self._offer(ask, assignment), self._loop).result()
+    def open(self, ask: Ask, assignment: Assignment, entries: Signature) -> None:
+        offer = self._offer(ask, assignment, entries)
+        asyncio.run_coroutine_threadsafe(offer, self._loop).result()
 
     def wait(self, ask: str, seen: int, within_s: float | None) -> AskRow | None:
         answered = self._within(within_s, self._answered(ask, seen))
@@ -220,9 +222,9 @@ class Aggregator:
         """Whether it has been heard lately."""
         return self._heard.get(name, -math.inf) > self._monotonic() - self._lease_s
 
-    async def _offer(self, ask: Ask, assignment: Assignment) -> None:
+    async def _offer(self, ask: Ask, assignment: Assignment, entries: Signature) -> None:
         ask, effects = step(ask, Elapsed(ask.elapsed_s))  # a crash may have come before its close
-        open = Open(ask, assignment, self._monotonic())
+        open = Open(ask, assignment, entries, self._monotonic())
         self._asks[ask.id] = open
         await asyncio.to_thread(self._write, ask, effects, None)
         self._adopt(open, ask, effects)
@@ -487,7 +489,7 @@ class Aggregator:
             self._forget(digest, peer.name)
             raise
         open.uploads[peer.name].digest = digest
-        raw = self._raw if open.assignment.updates else growing.at
+        raw = sum(spec.size for spec in open.entries) or growing.at
         self._moved(open.assignment, peer.name, "up", "update", growing.at, raw, began)
 
     def _check_latest(self, open: Open, push: Push, name: str) -> None:
@@ -610,7 +612,7 @@ class Aggregator:
                 raise WireError("W05", "the reported bytes were not uploaded")
             limit, chains = open.assignment.limit, self._chains
             with self.spool.packet(report.digest, name, limit=limit, allowed=chains) as packet:
-                check_reply(self.lock, packet, open.assignment)
+                check_reply(self.lock, packet, open.assignment, open.entries)
         except (TaskError, WireError) as error:
             return Reply(name, "", 0, error.code, error.message[:2000]), {}
         return Reply(name, report.digest, packet.size), packet.numbers

@@ -26,12 +26,15 @@ from openfed.typing import Array, Numbers
 @dataclass(frozen=True)
 class Update:
     """`trained - base + residual`, as a `Source`; `specs` describe it, `model` the trained
-    entries. Raises (from `read`): TaskError K23: an entry is not finite."""
+    entries. Without a base they leave as they are: sums are no differences.
+
+    Raises (from `read`): TaskError K23: an entry is not finite.
+    """
 
     specs: Signature
     model: Mapping[str, Spec]
     trained: Source
-    base: Source
+    base: Source | None = None
     residual: Source | None = None
     left: frozenset[str] = field(default_factory=frozenset)  # names of the residual's entries
 
@@ -41,10 +44,11 @@ class Update:
 
     def read(self, name: str, start: int, out: Array) -> None:
         new = np.empty(out.size, DTYPES[self.model[name].dtype])
-        old = np.empty_like(new)
+        old = np.zeros_like(new)
         try:
             self.trained.read(name, start, new)
-            self.base.read(name, start, old)
+            if self.base is not None:
+                self.base.read(name, start, old)
         except WireError as error:  # the task can reach both files
             raise TaskError("K28", f"{name}: {error.message}") from error
         check_finite(name, new)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from openfed.parse import AGGREGATE
+from openfed.tasks.base import SENDS
 
 Event = Mapping[str, Any]
 """`{"event": kind, "at": seconds since the epoch, ...fields of the kind}`."""
@@ -197,7 +198,7 @@ def _round(view: View, event: Event) -> View:
 def _opened(view: View, event: Event) -> View:
     for name in event["cohort"]:
         view = _site(view, name, state=event["task"])
-    trained = event["round"] if event["task"] == "train" else view.trained
+    trained = event["round"] if event["task"] in SENDS else view.trained
     validated = view.validated or event["task"] == "validate"
     view = replace(view, round=event["round"], phase=event["task"], trained=trained)
     return replace(view, validated=validated)
@@ -208,7 +209,7 @@ def _replied(view: View, event: Event) -> View:
     accepted = event["ruling"] in ("accepted", "duplicate")
     state = "done" if accepted else str(event["ruling"])
     view = _site(view, name, state=f"{task}: {state}", seconds=float(event.get("seconds") or 0))
-    if task != "train" or not accepted:
+    if task not in SENDS or not accepted:
         return view
     view = _site(view, name, n=n)
     row = _row(view, event["round"])
@@ -237,7 +238,7 @@ def _closed(view: View, event: Event) -> View:
     for name in missing:
         if view.sites.get(name, Site()).state == event["task"]:  # no answer, not even a failure
             view = _site(view, name, state=f"{event['task']}: missing")
-    if event["task"] != "train":
+    if event["task"] not in SENDS:
         return view
     return _put(view, replace(_row(view, event["round"]), missing=missing))
 
@@ -332,6 +333,6 @@ def finished(view: View, event: Event) -> tuple[int, ...]:
     """
     if event.get("event") == "run.ended":
         return tuple(sorted(model for model in view.rows if model >= view.trained))
-    if event.get("event") == "ask.opened" and event["task"] == "train":
+    if event.get("event") == "ask.opened" and event["task"] in SENDS:
         return (event["round"] - 1,) if event["round"] - 1 in view.rows else ()
     return ()

@@ -5,6 +5,7 @@ A setting is `(type with its range, default)`; one without a default must be giv
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -32,6 +33,7 @@ from openfed.plan.values import (
     Mode,
     Nested,
     NotNegative,
+    Number,
     Positive,
     Rate,
     Real,
@@ -176,7 +178,120 @@ TASKS: Table = {
     "validate": settings("Validate"),
     "train": Train,
     "validate_tuned": settings("ValidateTuned"),
+    "lift": settings("Lift"),  # of flows on sums
 }
+
+# -- flows on sums ------------------------------------------------------------------------------
+
+_Columns = Annotated[int, Field(strict=True, ge=1, le=10_000, examples=[30])]
+_Classes = Annotated[int, Field(strict=True, ge=2, le=10_000, examples=[2])]
+_Few = Annotated[int, Field(strict=True, ge=1, le=10_000, examples=[10])]
+_Least = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+_Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+
+
+def _ascending(numbers: list[float]) -> list[float]:
+    if any(a >= b for a, b in pairwise(numbers)):
+        raise refuse("P15", "expected numbers that ascend, each larger than the one before")
+    return numbers
+
+
+_Edges = Annotated[
+    list[Number],
+    Field(min_length=1, max_length=10_000, examples=[[0.0, 1.0]]),
+    AfterValidator(_ascending),
+]
+_Shares = Annotated[list[Unit], Field(min_length=1, max_length=100, examples=[[0.25, 0.5, 0.75]])]
+_Levels = Annotated[list[_Few], Field(min_length=1, max_length=10_000, examples=[[2, 3]])]
+
+
+class Components(Value):
+    """Of `pca`."""
+
+    features: _Columns
+    components: _Columns
+
+    @model_validator(mode="after")
+    def _rules(self) -> "Components":
+        if self.components > self.features:
+            message = f"expected at most {self.features} components, as many as features, got "
+            raise refuse("P15", f"{message}{self.components}")
+        return self
+
+
+class Scored(Value):
+    """Of `scores`."""
+
+    bins: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1024
+    low: Number = 0.0
+    high: Number = 1.0
+
+    @model_validator(mode="after")
+    def _rules(self) -> "Scored":
+        if self.low >= self.high:
+            raise refuse("P15", "expected low below high, the range of the scores")
+        return self
+
+
+FLOWS: Table = {
+    "moments": settings("Moments", features=(_Columns, ...), groups=(_Few, 1), least=(_Least, 0)),
+    "covariance": settings("Covariance", features=(_Columns, ...), least=(_Least, 0)),
+    "histogram": settings(
+        "Histogram", features=(_Columns, ...), edges=(_Edges, ...), least=(_Least, 0)
+    ),
+    "quantiles": settings(
+        "Quantiles",
+        features=(_Columns, ...),
+        quantiles=(_Shares, ...),
+        least=(_Least, 0),
+        digits=(Annotated[int, Field(strict=True, ge=1, le=8)], 8),
+    ),
+    "ridge": settings(
+        "Ridge", features=(_Columns, ...), alpha=(NotNegative, 1.0), standardise=(Flag, False)
+    ),
+    "logistic": settings(
+        "Logistic",
+        features=(_Columns, ...),
+        classes=(_Classes, 2),
+        penalty=(NotNegative, 1.0),
+        tol=(Positive, 1e-14),
+    ),
+    "naive_bayes": settings(
+        "NaiveBayes",
+        features=(_Columns, ...),
+        classes=(_Classes, ...),
+        smoothing=(NotNegative, 1e-9),
+    ),
+    "kmeans": settings(
+        "KMeans",
+        features=(_Columns, ...),
+        clusters=(_Few, ...),
+        starts=(_Few, 16),
+        seed=(_Seed, 0),
+        tol=(Positive, 1e-12),
+    ),
+    "pca": Components,
+    "id3": settings("Id3", levels=(_Levels, ...), classes=(_Classes, ...), depth=(_Few, 64)),
+    "boosted_trees": settings(
+        "BoostedTrees",
+        features=(_Columns, ...),
+        loss=(Literal["logistic", "squared"], "logistic"),
+        trees=(_Few, 50),
+        depth=(Annotated[int, Field(strict=True, ge=1, le=12)], 4),
+        bins=(Annotated[int, Field(strict=True, ge=2, le=256)], 32),
+        rate=(Rate, 0.3),
+        lam=(NotNegative, 1.0),
+        gamma=(NotNegative, 0.0),
+        least=(NotNegative, 1.0),
+    ),
+    "scores": Scored,
+    "confusion": settings("Confusion", classes=(_Classes, ...)),
+    "kaplan_meier": settings("KaplanMeier", horizon=(_Few, ...), groups=(_Few, 1)),
+}
+"""Settings are those of the methods in `openfed.exact`."""
+
+SUPPRESSING = frozenset({"moments", "covariance", "histogram", "quantiles"})
+"""Flows whose `least` hides small groups; elsewhere it is another setting's name."""
 
 # -- codecs -------------------------------------------------------------------------------------
 
@@ -493,7 +608,12 @@ class NumpySettings(Value):
         return self
 
 
-RUNNERS: Table = {"torch": TorchSettings, "sklearn": SklearnSettings, "numpy": NumpySettings}
+RUNNERS: Table = {
+    "torch": TorchSettings,
+    "sklearn": SklearnSettings,
+    "numpy": NumpySettings,
+    "exact": settings("Exact"),  # of flows on sums: what it computes is their setting
+}
 
 # -- partitioners: of one data set, in local.yaml ------------------------------------------------
 

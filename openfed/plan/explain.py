@@ -10,16 +10,18 @@ from openfed.data.contract import contract_of
 from openfed.plan.chains import ways
 from openfed.plan.choices import (
     ESTIMATORS,
+    FLOWS,
     LOSS,
     LOSSES,
     OPTIMIZERS,
     STRATEGIES,
+    SUPPRESSING,
     UNWEIGHTED,
     metric_name,
 )
 from openfed.plan.lock import Lock
 from openfed.plan.schema import Codecs, Cohort, KeptRounds, Plan, Stop, Timeouts, is_lossy
-from openfed.plan.values import Table
+from openfed.plan.values import Choice, Table
 from openfed.tensors.record import Kind, Signature, Spec
 from openfed.tensors.update import update_signature
 
@@ -45,7 +47,7 @@ def explain(
         ("What leaves a site", _leaves(plan, lock, (sizes or {}).get("uplink", 1.0))),
         ("How it travels", _travels(plan, sizes or {})),
         ("What stays at the site", _stays(plan)),
-        ("Who sees what", _seen()),
+        ("Who sees what", _seen(plan)),
         ("Whose code runs at the sites", _code(plan, lock, lines or {})),
         ("What is kept", _kept(plan)),
         ("When it ends", _limits(plan)),
@@ -70,8 +72,12 @@ def code_lines(workspace: Path, lock: Lock) -> dict[str, int]:
 
 def _head(plan: Plan, lock: Lock | None, signed: str) -> Iterator[str]:
     least = _many(plan.fewest, "site")
+    one = plan.fewest == 1
+    what = f"{'trains' if one else 'train'} one model"
+    if plan.flow is not None:
+        what = f"{'takes' if one else 'take'} part in one computation: {plan.flow.name}"
     if plan.named:
-        yield f"{least} {'trains' if plan.fewest == 1 else 'train'} one model"
+        yield f"{least} {what}"
         yield from (f"  - {name}" for name in plan.named)
     else:
         yield (
@@ -122,6 +128,9 @@ def _column(column: Column) -> str:
 
 
 def _happens(plan: Plan) -> Iterator[str]:
+    if plan.flow is not None:
+        yield from _sums(plan, plan.flow)
+        return
     yield f"{_many(plan.rounds, 'round')}. In each of them"
     yield f"  - {_asked(plan)} the model"
     yield from (f"  - {_task(plan, task.name, task.settings)}" for task in plan.tasks)
@@ -129,6 +138,14 @@ def _happens(plan: Plan) -> Iterator[str]:
         yield f"  - the aggregator makes the next model of the updates: {_strategy(plan)}"
     if plan.validation.every > 1:
         yield f"Validation takes place every {plan.validation.every} rounds, and after the last"
+
+
+def _sums(plan: Plan, flow: Choice) -> Iterator[str]:
+    yield f"At most {_many(plan.rounds, 'round')}, until the method is done. In each of them"
+    yield f"  - {_asked(plan)} what the method has found so far"
+    chosen = _choice(flow.model_dump(), FLOWS)
+    yield f"  - lift: the site computes sums over all its rows ({chosen})"
+    yield "  - the aggregator adds the sites' sums, and the method goes on from the totals"
 
 
 def _asked(plan: Plan) -> str:
@@ -201,6 +218,9 @@ _REPORTS = {
 
 
 def _leaves(plan: Plan, lock: Lock | None, share: float) -> Iterator[str]:
+    if plan.flow is not None:
+        yield from _sums_leave(plan.flow)
+        return
     names = ", ".join([LOSS, *map(metric_name, plan.metrics)])
     trains = any(task.name == "train" for task in plan.tasks)
     reports = "".join(f"{_REPORTS[name]}, " for name in plan.reports)
@@ -217,11 +237,25 @@ def _leaves(plan: Plan, lock: Lock | None, share: float) -> Iterator[str]:
         f"To the aggregator, as sums over all samples: {names} (of every task; a sum over very "
         "few samples says something about them)"
     )
-    yield (
-        "To the aggregator, if the code fails: its error message (which may quote a value) and "
-        "the lines of code that it came from"
-    )
+    yield _FAILS
     yield "Nothing is added to an update: no noise, no masks"
+
+
+_FAILS = (
+    "To the aggregator, if the code fails: its error message (which may quote a value) and the "
+    "lines of code that it came from"
+)
+
+
+def _sums_leave(flow: Choice) -> Iterator[str]:
+    least = flow.settings.get("least") if flow.name in SUPPRESSING else None
+    count = "the seconds it took" if least else "the number of rows, the seconds it took"
+    yield f"To the aggregator, in every round: the sums that {flow.name} needs, {count}"
+    yield "A sum over one row is that row: a site with very few rows tells them"
+    if least:
+        yield f"A site tells nothing of groups of fewer than {least} rows but that it has some"
+    yield _FAILS
+    yield "Nothing is added to a sum: no noise, no masks"
 
 
 MOST_GROUPS = 8
@@ -262,6 +296,9 @@ def _groups(update: Signature) -> dict[str, list[Spec]]:
 
 
 def _travels(plan: Plan, sizes: Mapping[str, float]) -> Iterator[str]:
+    if plan.flow is not None:
+        yield "Sums, and what comes of them: as they are; nothing is lost"
+        return
     for way, direction in ways(plan.compression_pipeline):
         whole = {"uplink": "An update, to the aggregator", "downlink": "A model, to the sites"}[way]
         share = sizes.get(way, 1.0)
@@ -326,10 +363,14 @@ def _stays(plan: Plan) -> Iterator[str]:
     yield "Private keys, and what the site's own settings say"
 
 
-def _seen() -> Iterator[str]:
-    yield "The aggregator sees each site's update and sums, one by one, in the clear"
-    yield "An update can carry information about the data that it was trained on"
-    yield "A site sees the averaged models, never another site's update"
+def _seen(plan: Plan) -> Iterator[str]:
+    if plan.flow is not None:
+        yield "The aggregator sees each site's sums, one by one, in the clear"
+        yield "A site sees what came of the added sums, never another site's"
+    else:
+        yield "The aggregator sees each site's update and sums, one by one, in the clear"
+        yield "An update can carry information about the data that it was trained on"
+        yield "A site sees the averaged models, never another site's update"
     yield (
         "Nobody between them can read anything: every connection is encrypted, and both ends "
         "show certificates of this federation"

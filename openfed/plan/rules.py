@@ -12,7 +12,7 @@ from openfed.plan.at_sites import site_rules
 from openfed.plan.chains import Broken, pipeline_rules
 from openfed.plan.choices import LOSS, METRICS, better, metric_name
 from openfed.plan.methods import covered, enough
-from openfed.plan.schema import RESERVED, Enrolled, fewest
+from openfed.plan.schema import RESERVED, Cohort, Enrolled, Plan, fewest
 from openfed.plan.values import is_loopback, shown, suggest
 
 Parts = Mapping[str, Any]
@@ -106,7 +106,7 @@ def _known_metric(key: str) -> Callable[..., Iterator[Broken]]:
 
 def _tasks(tasks: tuple[Any, ...]) -> Iterator[Broken]:
     names = [task.name for task in tasks]
-    if "train" not in names:
+    if not {"train", "lift"} & {*names}:
         yield ("tasks",), "P15", "expected train among them: scoring alone is not a run yet"
     for index, name in enumerate(names):
         before = names[:index]
@@ -189,6 +189,53 @@ def _numpy(task_runner: Any, tasks: tuple[Any, ...]) -> Iterator[Broken]:
         yield ("task_runner", "name"), "P15", message
 
 
+def _flow(flow: Any, tasks: tuple[Any, ...]) -> Iterator[Broken]:
+    names = [task.name for task in tasks]
+    if flow is None and "lift" in names:
+        message = "lift is what flows on sums ask for: remove it, or add flow: ..."
+        yield ("tasks", names.index("lift")), "P15", message
+    elif flow is not None and names != ["lift"]:
+        yield ("tasks",), "P15", f"flow: {flow.name} asks for lift only: remove tasks"
+
+
+def _flow_runner(flow: Any, task_runner: Any) -> Iterator[Broken]:
+    if flow is None and task_runner.name == "exact":
+        yield ("task_runner", "name"), "P15", "expected a flow beside it: add flow: {ridge: {...}}"
+    elif flow is not None and task_runner.name != "exact":
+        message = f"flow: {flow.name} says itself what the sites compute: remove task_runner"
+        yield ("task_runner", "name"), "P15", message
+
+
+_AVERAGING = {
+    "strategy": "sums are added",
+    "weights": "sums are added, and every row counts once",
+    "compression_pipeline": "sums travel as they are",
+    "scope": "sums have no local part",
+    "metrics": "no model is validated",
+    "validation": "no model is validated",
+    "stop": "the method ends by itself, after rounds at the latest",
+    "init": "the method begins from its settings",
+}
+"""Keys that say something about averaging only, and why a flow on sums has no use for them."""
+
+
+def _no_use_for(key: str) -> Callable[..., Iterator[Broken]]:
+    default = Plan.model_fields[key].get_default(call_default_factory=True)
+
+    def rule(flow: Any, value: Any) -> Iterator[Broken]:
+        if flow is not None and value != default:
+            yield (key,), "P15", f"flow: {flow.name}: {_AVERAGING[key]}: remove {key}"
+
+    return rule
+
+
+def _flow_cohort(flow: Any, cohort: Any) -> Iterator[Broken]:
+    whole = Cohort().model_copy(update={"deadline": cohort.deadline})
+    if flow is not None and cohort != whole:
+        message = f"flow: {flow.name} needs the rows of every site in every round: keep deadline "
+        yield ("cohort",), "P15", f"{message}only"
+
+
 def _init(init: str, workspace: Path) -> Iterator[Broken]:
     path = PurePosixPath(init)
     if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
@@ -216,4 +263,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Broken]]], ...] = (
     (("strategy", "task_runner", "tasks", "scope"), site_rules),
     (("strategy", "cohort", "collaborators"), enough),
     (("strategy", "task_runner"), covered),
+    (("flow", "tasks"), _flow),
+    (("flow", "task_runner"), _flow_runner),
+    (("flow", "cohort"), _flow_cohort),
+    *((("flow", key), _no_use_for(key)) for key in _AVERAGING),
 )

@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema
 
 from openfed.plan.choices import (
     CODECS,
+    FLOWS,
     LOSS,
     REPORTS,
     RUNNERS,
@@ -379,7 +380,8 @@ def _default_weights(data: dict[str, Any]) -> Choice:
 
 
 class Plan(Value):
-    """One experiment. `collaborators` are the sites; model k is the model after k rounds."""
+    """One experiment. `collaborators` are the sites; model k is the model after k rounds. `flow`
+    is a method on sums; without one, the sites train by `task_runner` and are averaged."""
 
     federation: Name = Field(examples=["consortium"])
     name: Name = Field(default_factory=lambda data: data.get("federation", ""))
@@ -387,6 +389,7 @@ class Plan(Value):
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     aggregator: Aggregator = Field(default_factory=Aggregator)
     collaborators: Annotated[Sites, BeforeValidator(_sites)] = Field(examples=["[one, two]"])
+    flow: Annotated[Choice, Among("a flow", FLOWS)] | None = None
     task_runner: Annotated[Choice, Among("a task runner", RUNNERS, code=Code(1))] = Field(
         examples=["{torch: {...}}"]
     )
@@ -416,6 +419,14 @@ class Plan(Value):
     stop: Stop | None = None
     retention: Retention = Field(default_factory=Retention)
     init: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, data: Any) -> Any:
+        """A flow on sums says what the sites do."""
+        if isinstance(data, dict) and data.get("flow") is not None:
+            return {"task_runner": {"name": "exact"}, "tasks": [{"name": "lift"}], **data}
+        return data
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -461,6 +472,7 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of `plan.yaml` as a person writes it, for editors."""
     schema = Plan.model_json_schema()
     required = schema.pop("required")
+    on_sums = ["flow", *(key for key in required if key != "task_runner")]
     schema["properties"]["extends"] = {"type": "string", "minLength": 1}
-    schema["anyOf"] = [{"required": ["extends"]}, {"required": required}]
+    schema["anyOf"] = [{"required": each} for each in (["extends"], required, on_sums)]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -72,6 +72,15 @@ def weighted_mean(spec: Spec, start: int, out: Array, updates: Sequence[Weighted
     np.divide(out, kind(sum(update.weight for update in updates)), out=out)
 
 
+def added(spec: Spec, start: int, out: Array, updates: Sequence[Weighted]) -> None:
+    """The plain sum, one after the other; weights do not count."""
+    out[...] = 0
+    term = np.empty_like(out)
+    for update in updates:
+        update.source.read(spec.name, start, term)
+        np.add(out, term, out=out)
+
+
 def coordinate_median(spec: Spec, start: int, out: Array, updates: Sequence[Weighted]) -> None:
     """The middle value of each element, or the mean of the two middle ones; weights do not count.
 

@@ -7,14 +7,17 @@ from typing import Protocol
 from openfed.tensors.record import Signature
 from openfed.typing import Json, Numbers, Tensors
 
-TRAIN, VALIDATE = "train", "validate"
+TRAIN, VALIDATE, LIFT = "train", "validate", "lift"
+
+SENDS = frozenset({TRAIN, LIFT})
+"""Tasks that answer tensors: an update of the model, or sums over the site's rows."""
 
 
 @dataclass(frozen=True)
 class Task:
     """One piece of work. `seed` derives from (plan seed, round, collaborator, task)."""
 
-    name: str  # TRAIN or VALIDATE
+    name: str  # TRAIN, VALIDATE or LIFT
     round: int  # 1-based
     rounds: int
     collaborator: str
@@ -27,9 +30,9 @@ class Outcome:
     """What a task answers.
 
     `tensors`: after training, the trained global entries (not a difference), frozen ones absent;
-    after validation, none. `local`: the site's own entries after the task (personal layers,
-    optimiser state kept at the site); None leaves them as they were. `numbers`: `n` (samples
-    consumed), `metrics/<task>/<metric>` (the metric's sums), and others for people.
+    after validation, none; after lifting, the sums. `local`: the site's own entries after the task
+    (personal layers, optimiser state kept at the site); None leaves them as they were. `numbers`:
+    `n` (samples consumed), `metrics/<task>/<metric>` (the metric's sums), and others for people.
     """
 
     numbers: Numbers

@@ -34,7 +34,7 @@ import openfed
 from openfed.errors import OpenFedError, TaskError, WireError
 from openfed.failpoints import arm, failpoint
 from openfed.tasks import channel
-from openfed.tasks.base import TRAIN, Outcome, Runner, Task
+from openfed.tasks.base import SENDS, TRAIN, Outcome, Runner, Task
 from openfed.tasks.checks import check_local, check_numbers, check_update
 from openfed.tasks.config import Config, read_config
 from openfed.tasks.failures import failure
@@ -261,9 +261,10 @@ def _run(
         found = type(outcome).__name__
         raise TaskError("K08", f"the runner returned a {found}, expected openfed's Outcome")
     check_numbers(outcome.numbers)
-    trained = task.name == TRAIN
-    if trained:
+    sends = task.name in SENDS
+    if task.name == TRAIN:  # sums are those of a runner that ships; the agent looks at them
         check_update(outcome.tensors, signature_of(moving), config.scope)
+    if sends:
         write_frame(exchange / channel.UPDATE_OUT, Record(outcome.tensors))
     if outcome.local is not None:
         check_local(outcome.local, (*moving, *frozen))
@@ -271,7 +272,7 @@ def _run(
     failpoint("task.written")
     numbers = {name: [float(x) for x in xs] for name, xs in outcome.numbers.items()}
     return {
-        "update": trained,
+        "update": sends,
         "local": outcome.local is not None,
         "numbers": {**numbers, "seconds": [seconds]},
     }

@@ -19,6 +19,7 @@ RUNNERS: Mapping[str, str] = {
     "torch": "openfed.tasks.torch:TorchRunner",
     "sklearn": "openfed.tasks.sklearn:SklearnRunner",
     "numpy": "openfed.tasks.numpy_function:NumpyRunner",
+    "exact": "openfed.tasks.exact:ExactRunner",
 }
 """Runners that ship, each called as `(config, data)`; a user's is called as `(data, **settings)`.
 `data` is the user's loader, or None where only the initial model is made.

@@ -150,7 +150,7 @@ async def open_desk(tmp_path):
     journal.open_ask("ask1", 1, 0, "train")
     payload = Payload("model", model, size, (Blob(model, size),))
     assignment = Assignment("ask1", "train", 1, {}, (payload,), True, 1 << 30)
-    await aggregator._offer(Ask("ask1", ("one", "two"), 2), assignment)
+    await aggregator._offer(Ask("ask1", ("one", "two"), 2), assignment, signature_of(MODEL))
     head = Head(signature_of(MODEL), (Chain(),), {"n": (1.0,)}, model)
     reply = b"".join(bytes(block) for block in packet_blocks(head, Held(Record(MODEL))))
     yield Desk(aggregator, Stamp("fed", "r1", lock.digest, "op"), model, size, reply)

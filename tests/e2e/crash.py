@@ -296,7 +296,7 @@ def forget_trained(root: Path) -> None:
 class Nobody:
     """Answers no flow: all that it asks must be in the journal."""
 
-    def open(self, ask, assignment):
+    def open(self, ask, assignment, entries):
         raise AssertionError(f"the journal lacks {assignment.task} of round {assignment.round}")
 
     wait = present = open

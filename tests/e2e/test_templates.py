@@ -22,6 +22,8 @@ from sklearn.metrics import roc_auc_score
 
 from openfed.data.idx import read_mnist
 from openfed.errors import TaskError
+from openfed.exact.base import done, solve
+from openfed.exact.methods import make_method
 from openfed.launch.initial import task_config
 from openfed.plan.load import load_plan
 from openfed.plan.local import read_local
@@ -35,8 +37,8 @@ from openfed.typing import Tensors
 from openfed.workspace import create, templates
 
 NAMES = (
-    *("numpy_linear", "sklearn_breast_cancer", "tabular_fraud", "torch_digits"),
-    *("torch_mnist", "torch_recommender"),
+    *("numpy_linear", "sklearn_breast_cancer", "tabular_fraud", "tabular_statistics"),
+    *("torch_digits", "torch_mnist", "torch_recommender"),
 )
 
 
@@ -335,6 +337,35 @@ def test_the_line_is_found(enter: Callable[[str], Path], tmp_path: Path) -> None
     assert model["slope"] == pytest.approx(2, abs=0.1)
     assert model["offset"] == pytest.approx(1, abs=0.1)
     assert score(runners, model, "rmse") < 0.3
+
+
+LISTED = (templates()["tabular_statistics"] / "README.md").read_text().splitlines()
+FLOWS = [row.split("`")[1] for row in LISTED if row.startswith("| `{")]
+
+
+@pytest.mark.parametrize("flow", ["", *FLOWS])
+def test_every_flow_of_the_statistics_runs_on_their_rows(
+    enter: Callable[[str], Path], tmp_path: Path, flow: str
+) -> None:
+    folder = enter("tabular_statistics")
+    wanted = [f"flow={flow}", "rounds=100"] if flow else []
+    plan = load_plan(folder / "plan" / "plan.yaml", wanted)
+    assert plan.flow is not None
+    method = make_method(plan.flow.name, plan.flow.settings)
+    found = sites(folder, plan, tmp_path)
+    rows = {name: data.table() for name, (_, data) in found.items()}
+    state, _ = solve(method, rows, plan.rounds)
+    assert done(state)
+    once = Task("lift", 1, plan.rounds, "clinic", 0)
+    config, data = found["clinic"]
+    sums = make_runner(config, data).run(once, method.start(), {}).tensors
+    expected = method.lift(method.start(), *rows["clinic"])
+    assert all(np.array_equal(sums[key], x) for key, x in expected.items())
+    if not flow:
+        x, y = map(np.concatenate, zip(*rows.values(), strict=True))
+        pooled = LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=200).fit(x, y)
+        assert len(x) == 569
+        np.testing.assert_allclose(state["coef"], pooled.coef_, atol=1e-6)
 
 
 def test_the_configuration_of_a_task_process_has_every_setting(

@@ -38,7 +38,7 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_brings_templates_plans_and_profiles_and_never_a_key(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for template in ("numpy_linear", "sklearn_breast_cancer", "torch_digits"):
+    for template in ("numpy_linear", "sklearn_breast_cancer", "tabular_statistics", "torch_digits"):
         assert f"openfed/_workspace_templates/{template}/plan/plan.yaml" in names
     assert any(name.startswith("openfed/_certs/") for name in names)
     assert "openfed/py.typed" in names

@@ -171,7 +171,7 @@ ASKED = Assignment("ask1", "train", 1, {}, (Payload("model", "a" * 64, 9),), Tru
 def reply(data: bytes) -> None:
     """What the aggregator asks of an upload."""
     with open_packet(written("packet", data), limit=LIMIT, allowed=chains()) as file:
-        check_reply(lock(), file, ASKED)
+        check_reply(lock(), file, ASKED, update_signature(lock().signature))
 
 
 def chunk(data: bytes) -> None:

@@ -60,6 +60,7 @@ def test_sums_add_up_and_no_rows_are_zeros_in_every_round(name):
             np.testing.assert_allclose(each, whole[key], rtol=1e-9, atol=1e-9 * len(x) * 1e4)
         state = method.step(state, total(parts))
         assert all(np.isfinite(each).all() for each in state.values())
+        assert all(isinstance(each, np.ndarray) for each in state.values())
         assert all(each.dtype.name in DTYPES for each in state.values())
     assert done(state)
 

@@ -47,7 +47,8 @@ class Gate:
         """Ask one and two; the ask as it stands."""
         self.journal.open_ask("ask1", 1, 0, "train")
         ask = Ask("ask1", ("one", "two"), quorum, deadline_s, **policy)
-        await self.aggregator._offer(ask, Assignment("ask1", "train", 1, {}, (), True, 1 << 20))
+        assignment = Assignment("ask1", "train", 1, {}, (), True, 1 << 20)
+        await self.aggregator._offer(ask, assignment, ())
         return self.aggregator._asks["ask1"]
 
     async def until(self, happened):

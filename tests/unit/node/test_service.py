@@ -20,6 +20,7 @@ from openfed.store.journal import Journal, Reply
 from openfed.store.spool import Spool
 from openfed.tensors.frame import Held
 from openfed.tensors.record import Record, signature_of
+from openfed.tensors.update import update_signature
 from openfed.wire.messages import (
     BLOCK,
     ENOUGH,
@@ -61,12 +62,13 @@ class Desk:
         self.stamp = Stamp("lab", "r1", here.lock.digest, "op")
         self.ask = Ask("ask1", ("one", "two"), 2)
         payload = Payload("model", self.model, 5, (Blob(self.model, 5),))
+        self.entries = update_signature(here.lock.signature)
         self.assignment = Assignment("ask1", "train", 1, {}, (payload,), True, 1 << 20)
 
     async def open(self):
         if self.journal.ask("ask1") is None:
             self.journal.open_ask("ask1", 1, 0, "train")
-        await self.aggregator._offer(self.ask, self.assignment)
+        await self.aggregator._offer(self.ask, self.assignment, self.entries)
 
     async def upload(self, data, peer=ONE, name="", digest=""):
         """Push it under a name, by default that of its digest; returns its digest."""
@@ -636,7 +638,7 @@ def test_whoever_has_had_its_verdict_is_not_told_that_the_ask_is_over(desk):
         assert (await here.answer(peer=two)).ruling is Ruling.ACCEPTED  # which closes it
         here.journal.open_ask("ask2", 1, 1, "train")
         another = replace(here.assignment, ask="ask2")
-        await here.aggregator._offer(Ask("ask2", ("two",), 1), another)
+        await here.aggregator._offer(Ask("ask2", ("two",), 1), another, here.entries)
         held = Next(here.stamp, 0.0, holding=("ask1",))
         assert (await here.aggregator.next(ONE, held)).cancel == ()
         older = Next(here.stamp, 0.0, holding=("ask0", "ask1"))

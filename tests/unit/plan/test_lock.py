@@ -97,7 +97,7 @@ def test_every_part_of_the_plan_changes_the_digest(
     load: Load, plan_text: str, workspace: Path
 ) -> None:
     (workspace / "a.safetensors").write_bytes(b"")
-    assert CHANGES.keys() | {"aggregator"} == Plan.model_fields.keys()
+    assert CHANGES.keys() | {"aggregator", "flow"} == Plan.model_fields.keys()  # flow: test_flows
     seen = {digest(load(plan_text))}
     for override in CHANGES.values():
         seen.add(digest(load(plan_text, override)))

@@ -2,13 +2,14 @@
 
 import inspect
 import itertools
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
 
 from openfed.codec import chain
 from openfed.data import partition
+from openfed.exact import methods
 from openfed.plan import choices
 from openfed.plan.chains import pipeline_rules
 from openfed.plan.schema import Pipeline
@@ -23,6 +24,25 @@ def test_runners() -> None:
     assert runners.RUNNERS.keys() == choices.RUNNERS.keys()
     for reference in runners.RUNNERS.values():
         assert callable(runners.load(reference).run)
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS))
+def test_flow(name: str) -> None:
+    ours = choices.FLOWS[name].model_fields
+    theirs = {each.name: each for each in fields(methods.METHODS[name])}  # type: ignore[arg-type]
+    for key, each in theirs.items():
+        if key not in ours:  # features of a method that says itself how many
+            assert key == "features" and each.default is not MISSING
+        else:
+            expected = MISSING if ours[key].is_required() else ours[key].default
+            assert each.default == expected, key
+    assert ours.keys() <= theirs.keys()
+
+
+def test_flows() -> None:
+    assert choices.FLOWS.keys() == methods.METHODS.keys()
+    hiding = {name for name, kind in methods.METHODS.items() if kind in methods.SUPPRESSES}
+    assert hiding == choices.SUPPRESSING
 
 
 FORMS = {
