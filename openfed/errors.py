@@ -1497,6 +1497,12 @@ CODES: dict[str, Explanation] = {
         "Put the data into a folder of its own, such as data/ in the workspace or one outside of "
         "it, and name that folder.",
     ),
+    "R38": Explanation(
+        "a filter on exact sums",
+        "The plan's flow adds up sums of all sites, and a filter of site.yaml would change this "
+        "site's: the answer would be wrong, and nobody could see it.",
+        "Remove the filter for this run, or take no part in it.",
+    ),
     # -- L: containers and images ----------------------------------------------------------------
     "L01": Explanation(
         "no Docker engine",

@@ -220,7 +220,7 @@ _AVERAGING = {
 
 
 def _no_use_for(key: str) -> Callable[..., Iterator[Broken]]:
-    default = Plan.model_fields[key].get_default(call_default_factory=True)
+    default = Plan.model_fields[key].get_default(call_default_factory=True, validated_data={})
 
     def rule(flow: Any, value: Any) -> Iterator[Broken]:
         if flow is not None and value != default:

@@ -229,7 +229,7 @@ class Objection:
 def objections(site: Site, plan: Plan, lock: Lock | None = None) -> list[Objection]:
     """All that is certain before anything starts; without `lock`, what takes no model to know."""
     entries = update_signature(lock.signature) if lock else ()
-    found = [*_rounds(site, plan), *_metrics(site, plan), *_noise(site, plan)]
+    found = [*_rounds(site, plan), *_metrics(site, plan), *_noise(site, plan), *_sums(site, plan)]
     if lock is not None and _trains(plan):
         found += [*_bytes_out(site, plan, entries), *_drops(site, entries)]
     return found
@@ -273,6 +273,14 @@ def _metrics(site: Site, plan: Plan) -> Iterator[Objection]:
             message = f"lets these leave: {listed}; the plan's {key} asks for {name}. Allow it, "
             message += "or ask the plan's author to do without"
             yield Objection("R31", ("limits", "metrics"), message)
+
+
+def _sums(site: Site, plan: Plan) -> Iterator[Objection]:
+    if plan.flow is not None:
+        for index, _ in enumerate(site.filters):
+            message = f"changes what leaves, and {plan.flow.name} adds up sums that must be exact: "
+            message += "the answer of all sites would be wrong; do without it, or leave the run"
+            yield Objection("R38", ("filters", index), message)
 
 
 def _noise(site: Site, plan: Plan) -> Iterator[Objection]:

@@ -1,6 +1,7 @@
 """Flows on sums in a plan: what they imply, what has no place beside them, what people are told."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from openfed.errors import PlanError
 from openfed.plan.digest import digest_of
 from openfed.plan.explain import explain
 from openfed.plan.schema import Plan, canonical, json_schema
+from openfed.plan.site import Site, objections
 
 FLOW = """\
 federation: clinics
@@ -112,3 +114,13 @@ def test_sites_are_told_what_leaves_them(load: Callable[..., Plan]) -> None:
     said = " ".join(explain(load(text)).split())
     assert "the sums that moments needs, the seconds it took" in said
     assert "nothing of groups of fewer than 5 rows but that it has some" in said
+
+
+@pytest.mark.parametrize("one", [{"clip_norm": 1.0}, {"noise": {"std": 0.1}}, {"drop": ["x"]}])
+def test_a_site_that_would_change_its_sums_takes_no_part(
+    load: Callable[..., Plan], one: dict[str, Any]
+) -> None:
+    plan, own = load(FLOW), {"name": "one", "data": "data"}
+    assert not objections(Site.model_validate(own), plan)
+    (found,) = objections(Site.model_validate({**own, "filters": [one]}), plan)
+    assert (found.code, found.at) == ("R38", ("filters", 0))
