@@ -140,9 +140,9 @@ def runner(name: str, rate: float, seed: int, epochs: int, data: Any) -> TorchRu
     }  # fmt: skip
     config = Config(
         workspace=Path(), collaborator="", runner=Choice("torch", settings),
-        data_loader=Choice("", {}), strategy=Choice(name, chosen(name)), source=None, seed=seed,
-        rounds=1, metrics=("accuracy",), scope=HEAD if name == "fedrep" else (), device="cpu",
-        threads=1, output_limit=0,
+        data_loader=Choice("", {}), strategy=Choice(name, chosen(name)), contract=None, source=None,
+        seed=seed, rounds=1, metrics=("accuracy",), scope=HEAD if name == "fedrep" else (),
+        device="cpu", threads=1, output_limit=0,
     )  # fmt: skip
     return TorchRunner(config, data)
 
