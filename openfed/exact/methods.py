@@ -1,7 +1,10 @@
 """The methods by the names that plans have for them, and what their sums look like."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from openfed.errors import TaskError
 from openfed.exact.base import Method, shapes
@@ -66,6 +69,9 @@ def sums_signature(method: Method, state: Tensors) -> Signature:
     first = method.start()
     if _layout(method, state) != _layout(method, first):
         raise TaskError("K55", f"expected its entries: {', '.join(sorted(first))}")
+    one = sum(8 * math.prod(shape) for shape in shapes(method, first).values())
+    if isinstance(method, ID3) and np.count_nonzero(state["open"]) * one > MOST:
+        raise TaskError("K55", f"more open nodes than fit into sums of {MOST} bytes")
     try:
         found = shapes(method, state)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from openfed.errors import TaskError
 from openfed.exact import methods
 from openfed.exact.base import done, solve, total
 from openfed.exact.boosting import Boosted
+from openfed.exact.id3 import ID3
 from openfed.exact.linear import Logistic, Ridge
 from openfed.exact.methods import METHODS, make_method, sums_signature
 from openfed.exact.pca import PCA
@@ -327,6 +328,20 @@ def test_a_state_that_is_none_is_not_lifted(real, monkeypatch):
     monkeypatch.setattr(methods, "MOST", 903)
     with pytest.raises(TaskError, match="K55.*sums of 904 bytes"):
         sums_signature(Logistic(9), Logistic(9).start())
+
+
+def test_a_tree_of_too_many_open_nodes_is_refused_before_anything_is_made(monkeypatch):
+    method = ID3((2, 3), 2)  # 80 bytes a node
+
+    def grown(nodes):
+        entries = {"column": -np.ones(nodes, np.int64), "counts": np.zeros((nodes, 2))}
+        entries |= dict.fromkeys(("child", "label", "open"), np.ones(nodes, np.int64))
+        return {**method.start(), **entries}
+
+    monkeypatch.setattr(methods, "MOST", 800)
+    assert sums_signature(method, grown(10))[0].shape == (10, 2, 5)
+    with pytest.raises(TaskError, match="K55.*open nodes"):
+        sums_signature(method, grown(11))
 
 
 def test_who_hides_small_groups_does_not_tell_how_many_rows_it_has(tmp_path, real, uneven):
