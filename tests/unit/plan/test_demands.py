@@ -105,7 +105,7 @@ def test_multi_krum_cannot_keep_more_than_its_bound(load: Load) -> None:
 # -- weights ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(choices.STRATEGIES))
+@pytest.mark.parametrize("name", sorted({*choices.STRATEGIES} - {*choices.AT_SITES}))
 def test_robust_rules_count_every_site_the_same_unless_told(load: Load, name: str) -> None:
     given = {"f": 1, "norm": 1.0, "radius": 1.0, "q": 1.0}
     keys = [k for k, v in choices.STRATEGIES[name].model_fields.items() if v.is_required()]
@@ -114,6 +114,11 @@ def test_robust_rules_count_every_site_the_same_unless_told(load: Load, name: st
     averages = name.startswith("fed")
     assert load(plan(strategy=strategy)).weights.name == ("samples" if averages else "uniform")
     assert load(plan(strategy=strategy, weights="samples")).weights.name == "samples"
+
+
+def test_what_also_runs_at_the_sites_averages_by_samples(load: Load) -> None:
+    assert not choices.UNIFORM & {*choices.AT_SITES}
+    assert load(plan(strategy="fedprox")).weights.name == "samples"
 
 
 # -- what a formula covers ----------------------------------------------------------------------
