@@ -301,9 +301,9 @@ def _serve_role(given: argparse.Namespace) -> int:
 def main() -> None:
     """The process: every fault is a line on standard error and an exit code."""
     given = _parser().parse_args()
-    watch_lifeline()
-    settle_in()
     try:
+        watch_lifeline()
+        settle_in()
         arm(os.environ)
         code = _serve_role(given)
     except Interrupted as error:
