@@ -343,8 +343,9 @@ def remarks(site: Site, plan: Plan, lock: Lock) -> list[str]:
 
 
 def noised(spec: Spec) -> bool:
-    """Whether clipping and noise see this entry of an update: a floating parameter."""
-    return spec.kind is Kind.PARAMETER and spec.dtype in FLOATING
+    """Whether clipping and noise see this entry of an update: a floating parameter, or what a
+    method tells of one beside it."""
+    return spec.kind in (Kind.PARAMETER, Kind.CONTROL) and spec.dtype in FLOATING
 
 
 # -- in words -------------------------------------------------------------------------------------

@@ -22,10 +22,14 @@ from openfed.tensors.record import DTYPES, Kind, Record, Spec
 SPECS = (
     Spec("bn.count", "int64", (), Kind.BUFFER),
     Spec("bn.mean", "float32", (3,), Kind.BUFFER),
+    Spec("control/w", "float32", (3,), Kind.CONTROL),
     Spec("head.b", "float64", (4,)),
     Spec("opt.m", "float32", (3,), Kind.STATE),
     Spec("w", "float32", (2, CHUNK)),
 )
+
+
+MOVING = ("control/w", "head.b", "w")
 
 
 class Given:
@@ -63,7 +67,7 @@ def through(given, *filters):
 
 
 def norm(tensors):
-    return math.sqrt(sum(float(np.sum(np.float64(tensors[n]) ** 2)) for n in ("head.b", "w")))
+    return math.sqrt(sum(float(np.sum(np.float64(tensors[n]) ** 2)) for n in MOVING))
 
 
 def same(tensors, given, *names):
@@ -83,7 +87,7 @@ def test_an_update_is_scaled_down_as_a_whole_to_the_norm_that_may_leave(most):
     assert norm(out) <= most
     assert norm(out) == pytest.approx(most, rel=1e-6)
     factor = most / norm(given.tensors)
-    for name in ("head.b", "w"):
+    for name in MOVING:
         np.testing.assert_allclose(out[name], given.tensors[name] * factor, rtol=1e-5)
     assert same(out, given, "bn.count", "bn.mean", "opt.m")
 
