@@ -180,7 +180,10 @@ class SocketTrainer:
                 raise
             raise await self._ended(task, error) from None
         if answer["op"] == "failed":
-            raise _failure(answer)
+            failed = _failure(answer)
+            if failed.code == "S12":  # a full disk, as where the agent itself finds one
+                raise OSError(failed.message)
+            raise failed
         about = {"import_seconds": (child.import_seconds,)}
         return self._collect(answer, limit, about)
 

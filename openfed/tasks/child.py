@@ -265,10 +265,10 @@ def _run(
     if task.name == TRAIN:  # sums are those of a runner that ships; the agent looks at them
         check_update(outcome.tensors, signature_of(moving), config.scope)
     if sends:
-        write_frame(exchange / channel.UPDATE_OUT, Record(outcome.tensors))
+        _write(exchange / channel.UPDATE_OUT, outcome.tensors)
     if outcome.local is not None:
         check_local(outcome.local, (*moving, *frozen))
-        write_frame(exchange / channel.LOCAL_OUT, Record(outcome.local))
+        _write(exchange / channel.LOCAL_OUT, outcome.local)
     failpoint("task.written")
     numbers = {name: [float(x) for x in xs] for name, xs in outcome.numbers.items()}
     return {
@@ -276,6 +276,14 @@ def _run(
         "local": outcome.local is not None,
         "numbers": {**numbers, "seconds": [seconds]},
     }
+
+
+def _write(path: Path, tensors: Tensors) -> None:
+    """Raises: OpenFedError S12: the machine refuses, which is no fault of user code."""
+    try:
+        write_frame(path, Record(tensors))
+    except OSError as error:
+        raise OpenFedError("S12", f"{path.name} of a task: {error.strerror}") from None
 
 
 def _mapped(path: Path) -> Tensors:

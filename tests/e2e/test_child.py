@@ -243,6 +243,20 @@ def test_whatever_user_code_does_is_answered_and_the_process_goes_on(
     assert one.ask("train")["op"] == "done"
 
 
+@pytest.mark.parametrize("name", ["update", "local"])
+def test_what_the_machine_refuses_is_no_fault_of_user_code(child: Start, name: str) -> None:
+    kept = FINE.replace(
+        "    return record, 3", "    record['own.b'] = record['w']\n    return record, 3"
+    )
+    one = ready(child(kept if name == "local" else FINE, scope=[["own.*", "local"]]))
+    (one.exchange / "out" / name).mkdir()
+    failed = one.ask("train")
+    assert (failed["op"], failed["code"], failed["traceback"]) == ("failed", "S12", ""), failed
+    assert failed["message"] == f"{name} of a task: Is a directory"
+    (one.exchange / "out" / name).rmdir()
+    assert one.ask("train")["op"] == "done"
+
+
 def test_the_traceback_shows_the_users_own_lines_and_no_others(child: Start) -> None:
     code = FINE.replace('record["w"] += 1', "np.linalg.inv(np.zeros((2, 2)))  # the user's line")
     failed = ready(child(code)).ask("train")

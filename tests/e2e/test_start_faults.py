@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from openfed.errors import CODES
+from openfed.errors import CODES, TaskError
 from openfed.launch.doctor import examine
 from openfed.launch.findings import Level
-from openfed.node.trainer import SocketTrainer
+from openfed.node.trainer import Inputs, SocketTrainer
 from openfed.plan.lock import read_lock
+from openfed.tasks import channel
+from openfed.tasks.base import Task
+from openfed.tensors.frame import pack
+from openfed.tensors.record import Record
 from tests.e2e.faults import (
     AGG,
     AS_WELL,
@@ -207,6 +211,32 @@ def test_an_agent_that_ends_while_its_task_process_comes_says_nothing_of_it(tmp_
 
     asyncio.run(main())
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("code", "kind"), [("S12", OSError), ("K02", TaskError)])
+def test_a_full_disk_under_a_task_stops_the_agent_and_fails_no_round(tmp_path, code, kind):
+    """So that it goes on where it was when there is room again, as with its own full disk."""
+
+    def task_process():
+        with channel.connect(tmp_path) as connection:
+            channel.send(connection, {"op": "hello"})
+            channel.send(connection, {"op": "ready"})
+            assert channel.receive(connection)["op"] == "run"
+            channel.send(connection, {"op": "failed", "code": code, "message": "No space left"})
+            channel.receive(connection)
+
+    async def main():
+        trainer = SocketTrainer(tmp_path, lambda text: None)
+        await trainer.start()
+        process = asyncio.create_task(asyncio.to_thread(task_process))
+        (tmp_path / "model").write_bytes(pack(Record()))
+        inputs = Inputs(tmp_path / "model", None, None)
+        with pytest.raises(kind, match="No space left"):
+            await trainer.run(Task("train", 1, 1, "mill", 0), inputs, 1 << 20)
+        await trainer.close()
+        await process
+
+    asyncio.run(main())
 
 
 # -- what is waited for ----------------------------------------------------------------------------
