@@ -256,9 +256,9 @@ class TorchRunner:
         train_mode(net, fixed, entries(net)[1])
         shared = self._sides(net)[1]
         corrected = Corrected(client, shared, given, optimizer) if client else None
-        taken = _counted(optimizer)
+        taken = _counted(optimizer) if wants(task, "steps") else None
         numbers = self._train(task, settings, net, optimizer)
-        if wants(task, "steps"):
+        if taken is not None:
             numbers = {**numbers, "steps": (float(len(taken)),)}
         outcome = self._outcome(numbers, net, fixed, save_state(optimizer, named))
         if corrected is None:
